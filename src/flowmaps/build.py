@@ -1,0 +1,163 @@
+"""Names to objects. The file system is the registry: losses/mean_flow.py is the loss "mean_flow"."""
+
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from inspect import Parameter, signature
+from pkgutil import iter_modules
+from typing import Any
+
+# Which folder a table of that name, or a nested parameter of that name, refers to.
+KINDS = {
+    "coupling": "couplings",
+    "data": "data",
+    "diagonal_times": "training_times",
+    "guidance": "guidance",
+    "interpolant": "interpolants",
+    "jvp": "derivatives",
+    "loss": "losses",
+    "map": "maps",
+    "net": "nets",
+    "path": "interpolants",
+    "sampler": "samplers",
+    "space": "spaces",
+    "times": "training_times",
+    "weighting": "weightings",
+}
+
+
+def kinds() -> list[str]:
+    """Every kind of method: the folders that names are looked up in."""
+    return sorted(set(KINDS.values()))
+
+
+def names(kind: str) -> list[str]:
+    """Every method of a kind: the public module names of flowmaps.<kind>."""
+    if kind not in KINDS.values():
+        raise ValueError(f"there is no kind {kind!r}.{_nearest(kind, kinds())} Kinds: {_listed(kinds())}.")
+    folder = import_module(f"flowmaps.{kind}").__path__
+    return sorted(m.name for m in iter_modules(folder) if not m.name.startswith("_"))
+
+
+def find(kind: str, name: str) -> Any:
+    """The class behind a name: "mean_flow", or "my_package.my_module:MyLoss" for one's own.
+
+    Raises:
+        ValueError: if there is no such name; the message gives the nearest and all known ones.
+    """
+    if ":" in name:
+        module, attribute = name.split(":", 1)
+        try:
+            return getattr(import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            raise ValueError(f"{name!r} must name an importable 'package.module:Class'; {error}.") from error
+    if name not in names(kind):
+        raise ValueError(
+            f"no {kind} named {name!r}.{_nearest(name, names(kind))} Known: {_listed(names(kind))}; "
+            "or give 'package.module:Class'."
+        )
+    module = import_module(f"flowmaps.{kind}.{name}")
+    return getattr(module, module.__all__[0])
+
+
+def build(kind: str, spec: str | Mapping[str, Any], **context: Any) -> Any:
+    """Build an object from its table; nested tables are built too.
+
+    Args:
+        kind: the folder, for example "losses".
+        spec: a name, or a table with `name` and options.
+        context: values for parameters of the same name (interpolant, teacher, shape, ...) that the table leaves open.
+    Returns:
+        The object.
+    Raises:
+        ValueError: for an unknown name or option, a value of the wrong type, or a missing option; it says the fix.
+    """
+    cls, options = _opened(kind, spec)
+    return construct(cls, options, **context)
+
+
+def construct(cls: Any, options: Mapping[str, Any], **context: Any) -> Any:
+    """Call a class or function with options from a table and, where it has such parameters, from the context."""
+    known = signature(cls).parameters
+    table = dict(options)
+    for key, value in table.items():
+        if key not in known:
+            raise ValueError(f"{cls.__name__} has no option {key!r}.{_nearest(key, known)} Options: {_listed(known)}.")
+        if key in KINDS and isinstance(value, (str, Mapping)):
+            table[key] = build(KINDS[key], value, **context)
+    table = {key: value for key, value in context.items() if key in known} | table
+    hints = typing.get_type_hints(cls.__init__ if isinstance(cls, type) else cls)
+    for key, parameter in known.items():
+        if key in table:
+            table[key] = _typed(cls.__name__, key, table[key], hints.get(key, Any))
+        elif parameter.default is Parameter.empty:
+            raise ValueError(f"{cls.__name__} needs the option {key!r}. Options: {_listed(known)}.")
+    return cls(**table)
+
+
+# What `build` is given as context, so that a complete table leaves it open.
+CONTEXT = ("shape", "classes", "interpolant", "teacher", "net")
+
+
+def resolve(kind: str, spec: str | Mapping[str, Any]) -> dict[str, Any]:
+    """The complete table of an object: its name and every option with its value, defaults spelled out."""
+    cls, options = _opened(kind, spec)
+    table: dict[str, Any] = {"name": spec if isinstance(spec, str) else spec["name"]}
+    for key, parameter in signature(cls).parameters.items():
+        if key in CONTEXT and key not in options:
+            continue
+        value = options.get(key, parameter.default)
+        if key in KINDS and isinstance(value, (str, Mapping)):
+            value = resolve(KINDS[key], value)
+        elif key in KINDS and key not in options and value is not Parameter.empty:
+            value = _described(KINDS[key], value)
+        if isinstance(value, (bool, int, float, str, list, tuple, dict)):
+            table[key] = list(value) if isinstance(value, tuple) else value
+    return table | {key: value for key, value in options.items() if key not in table}
+
+
+def _described(kind: str, value: Any) -> dict[str, Any] | None:
+    """The table of an object that stands as a default: the method of its kind whose class it is."""
+    for name in names(kind):
+        if find(kind, name) is type(value):
+            options = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {}
+            return resolve(
+                kind, {"name": name} | {k: v for k, v in options.items() if isinstance(v, (int, float, str))}
+            )
+    return None
+
+
+def _opened(kind: str, spec: str | Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    table = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in table:
+        raise ValueError(f"a table for {kind} must have a name; got {table}. Known: {_listed(names(kind))}.")
+    return find(kind, table.pop("name")), table
+
+
+def _typed(owner: str, key: str, value: Any, hint: Any) -> Any:
+    """The value, if its type fits a plain hint (numbers, strings, lists of them); whole numbers pass for floats."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    plain = [typing.get_origin(o) or o for o in options]
+    if not all(o in (bool, int, float, str, list, tuple, types.NoneType) for o in plain):
+        return value
+    if isinstance(value, bool) and bool not in plain:
+        fits = False
+    else:
+        fits = isinstance(value, tuple(plain)) or (float in plain and isinstance(value, int))
+        fits = fits or (tuple in plain and isinstance(value, list))
+    if not fits:
+        wanted = " or ".join("nothing" if o is types.NoneType else o.__name__ for o in plain)
+        raise ValueError(f"{owner}'s option {key!r} must be {wanted}; got {value!r}.")
+    return tuple(value) if tuple in plain and isinstance(value, list) else value
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = get_close_matches(word, list(known), 1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _listed(known: Any) -> str:
+    return ", ".join(known)

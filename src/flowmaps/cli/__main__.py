@@ -1,0 +1,61 @@
+"""`flowmaps`: every verb of the command line, and what happens when one fails."""
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from . import checking, describing, sampling, training
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Flow maps: train or distil once, choose the number of sampling steps afterwards.",
+)  # fmt: skip
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Options that every verb takes, before or after it."""
+
+
+for verb in (
+    training.train, training.distill, sampling.sample, sampling.evaluate, describing.list_methods, describing.show,
+    describing.cite, checking.doctor,
+):  # fmt: skip
+    app.command("list" if verb is describing.list_methods else None)(verb)
+
+
+def main() -> None:
+    """Run a verb. Exit codes: 0 done, 1 failed, 2 wrong use."""
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1
+    try:
+        app(args=arguments, prog_name="flowmaps")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    except BrokenPipeError:  # whoever read our output has gone; leave quietly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_explained(error))
+
+
+def _explained(error: Exception) -> int:
+    """Print what went wrong; the exit code."""
+    module = type(error).__module__.split(".")[0]
+    if isinstance(error, ValueError) or module == "flowmaps" or isinstance(error, OSError):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        print(
+            f"error: unexpected {type(error).__name__}: {error}\nRun again with --debug to see where.", file=sys.stderr
+        )
+    return 2 if isinstance(error, ValueError) else 1
+
+
+if __name__ == "__main__":
+    main()

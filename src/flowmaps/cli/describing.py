@@ -1,0 +1,81 @@
+"""Verbs that tell what there is: list, show, cite. All of it is read from the code and its docstrings."""
+
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def list_methods(
+    kind: Annotated[str | None, typer.Argument(help="For example losses; left out, the kinds themselves.")] = None,
+) -> None:
+    """List the methods of a kind with what they do and where they come from."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..build import find, kinds, names
+    from ..describe import section, summary
+    from ..engine.config import recipe_names
+
+    table = Table(box=None, pad_edge=False, show_edge=False)
+    if kind is None:
+        for column in ("kind", "methods"):
+            table.add_column(column, no_wrap=column == "kind")
+        for each in kinds():
+            table.add_row(each, ", ".join(names(each)))
+        table.add_row("recipes", ", ".join(recipe_names()))
+    elif kind == "recipes":
+        for column in ("name", "what it is"):
+            table.add_column(column, no_wrap=column == "name")
+        for each in recipe_names():
+            table.add_row(each, _recipe_title(each))
+    else:
+        for column in ("name", "what it does", "source"):
+            table.add_column(column, no_wrap=column == "name")
+        for name in names(kind):
+            thing = find(kind, name)
+            table.add_row(name, summary(thing), section(thing, "Source"))
+    Console().print(table, highlight=False, markup=False)
+
+
+def show(name: Annotated[str, typer.Argument(help="A method, kind/method, or recipe.")]) -> None:
+    """Show a method: docstring, options with their defaults, and file; or a recipe."""
+    from ..build import find, kinds, names
+    from ..engine.config import find_recipe, recipe_names
+
+    wanted, slash, method = name.rpartition("/")
+    found = [k for k in ([wanted] if slash else kinds()) if method in names(k)]
+    if not found and name in recipe_names():
+        print(find_recipe(name).read_text("utf-8"), end="")
+        return
+    if not found:
+        from difflib import get_close_matches
+
+        every = [*{n for k in kinds() for n in names(k)}, *recipe_names()]
+        close = get_close_matches(method, every, 1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"NAME must be a method or a recipe; there is no {name!r}.{hint} See `flowmaps list`.")
+    for kind in found:
+        thing = find(kind, method)
+        print(f"{kind}/{method}\n\n{inspect.getdoc(thing)}\n\nOptions:")
+        for key, parameter in inspect.signature(thing).parameters.items():
+            default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
+            print(f"  {key}{default}")
+        print(f"File: {inspect.getsourcefile(thing)}\n")
+
+
+def cite(source: Annotated[str, typer.Argument(help="Run folder, TOML file or recipe.")]) -> None:
+    """Print the references of everything that a run or a recipe uses."""
+    from ..describe import citations
+    from ..engine.config import find_recipe, read_config, resolve_config
+
+    path = Path(source) / "run.toml" if Path(source).is_dir() else find_recipe(source)
+    for method, reference in citations(resolve_config(read_config(path))).items():
+        print(f"{method}\n    {reference}")
+
+
+def _recipe_title(name: str) -> str:
+    from ..engine.config import find_recipe
+
+    return find_recipe(name).read_text("utf-8").split("\n")[0].lstrip("# ")

@@ -1,0 +1,136 @@
+"""Verbs that use a run: sample, evaluate."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in it.")]
+Seed = Annotated[int, typer.Option(help="Sample i depends on (seed, i) alone.")]
+SamplerName = Annotated[str, typer.Option(help="How a step is taken; `flowmaps list samplers`.")]
+Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")]
+Weights = Annotated[str, typer.Option(help="ema: the running average; weights: the last iterate.")]
+Device = Annotated[str, typer.Option(help="For example cpu or cuda.")]
+
+
+def sample(
+    run: Run,
+    steps: Annotated[str, typer.Option(help="Numbers of steps, comma-separated.")] = "1,2,4",
+    n: Annotated[int, typer.Option("--n", help="Number of samples.")] = 64,
+    seed: Seed = 0,
+    label: Annotated[int | None, typer.Option(help="Class of all samples; left out, the classes take turns.")] = None,
+    out: Annotated[Path, typer.Option(help="Picture, .png.")] = Path("samples.png"),
+    raw: Annotated[Path | None, typer.Option(help="Also save the arrays, .npz.")] = None,
+    sampler: SamplerName = "jump",
+    guidance: Guidance = 1.0,
+    weights: Weights = "ema",
+    device: Device = "cpu",
+) -> None:
+    """Draw samples: one picture with a block per number of steps, and the arrays if wanted."""
+    numbers = step_numbers(steps)
+    _writable(out, ".png")
+    if raw is not None:
+        _writable(raw, ".npz")
+    import numpy as np
+
+    from ..engine.pictures import save_samples
+    from ..engine.progress import ProgressLine
+    from ..flow import load
+
+    flow = load(run, weights, device)
+    blocks = []
+    with ProgressLine("sample", n * len(numbers), "samples") as progress:
+        for i, k in enumerate(numbers):
+            blocks.append(
+                flow.sample(
+                    n, k, seed=seed, label=label, sampler=sampler, guidance=guidance,
+                    callback=lambda done, i=i, k=k: progress.update(i * n + done, f"{k} steps"),
+                ).cpu()
+            )  # fmt: skip
+    save_samples(blocks, [f"{k} step{'s' if k > 1 else ''}" for k in numbers], out)
+    print(f"picture  {out}")
+    if raw is not None:
+        arrays = {f"steps_{k}": block.numpy() for k, block in zip(numbers, blocks, strict=True)}
+        labels = flow.labels(n, label)
+        table: Any = arrays if labels is None else arrays | {"labels": labels.numpy()}
+        np.savez(raw, **table)
+        print(f"arrays   {raw}: {', '.join(arrays)}")
+
+
+def evaluate(
+    run: Run,
+    steps: Annotated[str, typer.Option(help="Numbers of steps, comma-separated.")] = "1,2,4,8,16",
+    n: Annotated[int, typer.Option("--n", help="Number of samples, at most as many as training data.")] = 2000,
+    seed: Seed = 0,
+    sampler: SamplerName = "jump",
+    guidance: Guidance = 1.0,
+    weights: Weights = "ema",
+    device: Device = "cpu",
+    out: Annotated[Path | None, typer.Option(help="JSON; RUN/evaluation.json if left out.")] = None,
+) -> None:
+    """Measure quality against number of evaluations, beside the floors of finite samples."""
+    numbers = step_numbers(steps)
+    from ..engine.checkpoint import find_checkpoint
+    from ..engine.config import read_config
+    from ..engine.evaluate import evaluate_flow, to_json
+    from ..engine.objects import held_out, open_data
+    from ..engine.progress import ProgressLine
+    from ..engine.report_page import write_report
+    from ..engine.run_folder import EVALUATION, RunFolder
+    from ..flow import load
+
+    flow = load(run, weights, device)
+    checkpoint = find_checkpoint(run)
+    config = read_config(checkpoint / "run.toml")
+    train = open_data(config)
+    with ProgressLine("evaluate", len(numbers) + 2, "parts") as progress:
+        parts = iter(range(len(numbers) + 2))
+        result = evaluate_flow(
+            flow, train, held_out(config, train), numbers, sampler=sampler, guidance=guidance, n=n, seed=seed,
+            tell=lambda what: progress.update(next(parts), what),
+        )  # fmt: skip
+        progress.update(len(numbers) + 2)
+    folder = RunFolder(checkpoint.parents[1])
+    if out is None:
+        folder.write(EVALUATION, to_json(result))
+        write_report(folder)
+    else:
+        out.write_text(to_json(result), encoding="utf-8")
+    print_evaluation(folder.path, out)
+
+
+def print_evaluation(run: Path, file: Path | None = None) -> None:
+    """The table of an evaluation on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from ..engine.evaluate import COLUMNS
+
+    result = json.loads((file or run / "evaluation.json").read_text("utf-8"))
+    columns = [c for c in COLUMNS if c in result["rows"][0]]
+    table = Table(caption=result["protocol"], caption_justify="left")
+    for column in columns:
+        table.add_column(COLUMNS[column], justify="right")
+    for row in [*result["rows"], {"steps": "floor", **result["floor"]}]:
+        table.add_row(*(f"{v:.4g}" if isinstance(v := row.get(c, ""), float) else str(v) for c in columns))
+    Console().print(table)
+    accuracy = result["rows"][0].get("classifier_accuracy")
+    if accuracy is not None:
+        print(f"accuracy of the labelling classifier on unseen data: {accuracy:.3f}")
+
+
+def step_numbers(text: str) -> list[int]:
+    """Numbers of steps as typed, "1,2,4", as a list."""
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise ValueError(f"--steps must be whole numbers from 1, separated by commas, for example 1,2,4; got {text!r}.")
+    return numbers
+
+
+def _writable(file: Path, suffix: str) -> None:
+    if file.suffix != suffix or not file.absolute().parent.is_dir():
+        raise ValueError(f"the output must be a {suffix} file in an existing folder; got {str(file)!r}.")

@@ -1,0 +1,93 @@
+"""Verbs that make a run: train, distill."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="RECIPE or FILE.toml, then options as key=value, for example loss.diagonal=0.5."),
+]
+Out = Annotated[Path | None, typer.Option(help="Run folder; a new one under runs/ if left out.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything and say what a run needs, without training.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def train(
+    recipe: Overrides = None,
+    out: Out = None,
+    resume: Annotated[Path | None, typer.Option(help="Run folder, or checkpoint, to continue.")] = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a flow map by a recipe or a TOML file. Ctrl-C saves and says how to continue."""
+    words = recipe or []
+    if resume is not None:
+        _resume(resume, words, out, quiet)
+    elif not words or "=" in words[0]:
+        from ..engine.config import recipe_names
+
+        raise ValueError(f"RECIPE must be given. Recipes: {', '.join(recipe_names())}; or a file that ends in .toml.")
+    else:
+        _start(words[0], words[1:], {}, out, dry_run, quiet)
+
+
+def distill(
+    teacher: Annotated[Path, typer.Argument(help="Run folder of the teacher.")],
+    recipe: Overrides = None,
+    out: Out = None,
+    dry_run: DryRun = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a flow map from a teacher. Continue one with `flowmaps train --resume`."""
+    words = recipe or []
+    if not words or "=" in words[0]:
+        raise ValueError(
+            "RECIPE must be given after TEACHER, for example: flowmaps distill runs/teacher digits_distill"
+        )
+    _start(words[0], words[1:], {"teacher": str(teacher.resolve())}, out, dry_run, quiet)
+
+
+def _start(
+    recipe: str, overrides: list[str], extra: dict[str, Any], out: Path | None, dry_run: bool, quiet: bool
+) -> None:
+    from ..engine.config import find_recipe, override, read_config
+
+    config = override(read_config(find_recipe(recipe)), overrides) | extra
+    if dry_run:
+        from ..engine.dry_run import dry_run as check
+
+        print(check(config))
+        return
+    from ..engine.train import train as run
+
+    folder = out or _new_folder(Path(recipe).stem)
+    run(config, folder, quiet=quiet)
+    _done(folder)
+
+
+def _resume(path: Path, overrides: list[str], out: Path | None, quiet: bool) -> None:
+    from ..engine.checkpoint import find_checkpoint
+    from ..engine.config import ConfigError, override, read_config
+    from ..engine.train import train as run
+
+    if out is not None:
+        raise ConfigError("--out and --resume exclude each other; a resumed run goes on in its own folder.")
+    checkpoint = find_checkpoint(path)
+    folder = checkpoint.parents[1]
+    run(override(read_config(checkpoint / "run.toml"), overrides), folder, resume=checkpoint, quiet=quiet)
+    _done(folder)
+
+
+def _new_folder(name: str) -> Path:
+    used = [int(f.name.rpartition("-")[2]) for f in Path("runs").glob(f"{name}-[0-9]*") if f.name[-1].isdigit()]
+    return Path("runs") / f"{name}-{max(used, default=0) + 1:03d}"
+
+
+def _done(folder: Path) -> None:
+    from .sampling import print_evaluation
+
+    print_evaluation(folder)
+    print(f"run     {folder}\nreport  {folder / 'report.html'}")
+    print(f"sample  flowmaps sample {folder} --steps 1,2,4 --out grid.png")

@@ -1,0 +1,256 @@
+"""Derivatives of a flow map. The only file that knows how they are taken."""
+
+import math
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .flow_map import FlowMap
+
+Function = Callable[..., Tensor]
+JVP = Callable[[Function, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
+"""f, primals, tangents -> f(primals), and the derivative of f along the tangents."""
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Softmax attention written out, because the fused kernels have no forward-mode derivative."""
+    if enable_gqa:
+        k, v = (z.repeat_interleave(q.shape[-3] // z.shape[-3], -3) for z in (k, v))
+    score = q @ k.transpose(-2, -1) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(score.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    if attn_mask is not None:
+        score = score.masked_fill(~attn_mask, -math.inf) if attn_mask.dtype == torch.bool else score + attn_mask
+    return F.dropout(score.softmax(-1), dropout_p) @ v
+
+
+def _scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+    x = x if weight is None else x * weight.reshape(shape)
+    return x if bias is None else x + bias.reshape(shape)
+
+
+def _layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    y = F.layer_norm(input.float() if input.dtype in _HALF else input, normalized_shape, eps=eps)
+    return _scale_and_shift(y, weight, bias, tuple(normalized_shape)).to(input.dtype)
+
+
+def _group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    y = F.group_norm(input.float() if input.dtype in _HALF else input, num_groups, eps=eps)
+    return _scale_and_shift(y, weight, bias, (1, -1, *[1] * (input.ndim - 2))).to(input.dtype)
+
+
+def _batch_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
+    bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    y = F.batch_norm(input, running_mean, running_var, None, None, training, momentum, eps)
+    return _scale_and_shift(y, weight, bias, (1, -1, *[1] * (input.ndim - 2)))
+
+
+_HALF = (torch.float16, torch.bfloat16)
+_DIFFERENTIABLE: dict[Any, Function] = {
+    F.scaled_dot_product_attention: _attention,
+    F.layer_norm: _layer_norm,
+    F.group_norm: _group_norm,
+    F.batch_norm: _batch_norm,
+}
+
+
+class _Differentiable(TorchFunctionMode):
+    """Inside it, attention and the affine norms use forms that have a forward derivative and that compile."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        form: Any = _DIFFERENTIABLE.get(func, func)
+        return form(*args, **(kwargs or {}))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The exact derivative, by forward-mode automatic differentiation.
+
+    Holds for networks with fused attention and affine norms too, also ones we do not own: while the derivative is
+    taken these are replaced by equal forms that have one.
+
+    Args:
+        autocast: whether the derivative may follow the surrounding mixed precision; by default it is taken in full
+            precision, because tangents amplify rounding.
+    Cost: about 2 network evaluations without a graph; 2 forward and about 4 backward with one.
+    Source: Baydin, Pearlmutter, Radul & Siskind, Automatic differentiation in machine learning: a survey, 2018,
+        arXiv:1502.05767, Section 3.1 (forward mode).
+    """
+
+    autocast: bool = False
+
+    def __call__(self, f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """f(primals) and its derivative along the tangents."""
+        device = primals[0].device.type
+        enabled = self.autocast and torch.is_autocast_enabled(device)
+        with _Differentiable(), torch.autocast(device, enabled=enabled):
+            value, derivative, *_ = torch.func.jvp(f, tuple(primals), tuple(tangents))
+        return value, derivative
+
+
+@dataclass(frozen=True)
+class Central:
+    """A central difference: [f(p + step d) - f(p - step d)] / (2 step), for any kernel.
+
+    The right step depends on network and precision: `calibrated` chooses it against one exact derivative.
+
+    Args:
+        step: half the width of the difference, in units of the tangents.
+    Cost: 2 network evaluations, and 1 more for the value.
+    """
+
+    step: float = 1e-3
+
+    def __call__(self, f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """f(primals) and its derivative along the tangents."""
+
+        def shifted(by: float) -> Tensor:
+            return f(*(p + by * d for p, d in zip(primals, tangents, strict=True)))
+
+        return f(*primals), (shifted(self.step) - shifted(-self.step)) / (2 * self.step)
+
+    @staticmethod
+    def calibrated(
+        f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], *, tolerance: float = 0.05,
+        steps: Sequence[float] = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5),
+    ) -> "Central":  # fmt: skip
+        """The step that comes closest to the exact derivative at one point.
+
+        Raises:
+            ValueError: if even the best step is off by more than `tolerance`, relative.
+        """
+        with torch.no_grad():
+            exact = Exact()(f, primals, tangents)[1]
+            error = {h: _relative(Central(h)(f, primals, tangents)[1], exact) for h in steps}
+        best = min(error, key=error.__getitem__)
+        if not error[best] <= tolerance:
+            raise ValueError(
+                f"a central difference must come within {tolerance:g} of the exact derivative; the best step {best:g} "
+                f"is off by {error[best]:.2g}. Use the exact derivative, float32, or a lower time frequency."
+            )
+        return Central(best)
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).square().sum().sqrt() / b.square().sum().sqrt())
+
+
+@contextmanager
+def stop_gradient() -> Generator[None, None, None]:
+    """What a target is computed under: no graph, and the dropout masks of the prediction that follows.
+
+    Taking a derivative here and predicting again outside needs a quarter to a half of the memory of a derivative with a
+    graph. The global random stream, from which dropout draws, is put back at the end of the block.
+    """
+    if torch.compiler.is_compiling():  # a compiled graph draws its masks from its own stream
+        with torch.no_grad():
+            yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.no_grad(), torch.random.fork_rng(devices):  # pyright: ignore[reportUnknownMemberType]
+        yield
+
+
+def derivative_along(
+    f: Function, x: Tensor, s: Tensor, t: Tensor, *, dx: Tensor | float = 0.0, ds: float = 0.0, dt: float = 0.0,
+    jvp: JVP = Exact(),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """f(x, s, t) and its derivative along (dx, ds, dt): [B, *] each.
+
+    Args:
+        f: a function of state [B, *] and two times [B], for example a flow map with its condition bound.
+        x, s, t: where.
+        dx: direction of the state [B, *], or 0.
+        ds, dt: directions of the times.
+        jvp: how the derivative is taken.
+    """
+    # All three take part, with zero tangents written out: symbolic zeros are what the compiler cannot store.
+    still = dx if isinstance(dx, Tensor) else torch.zeros_like(x)
+    return jvp(f, (x, s, t), (still, torch.full_like(s, ds), torch.full_like(t, dt)))
+
+
+def _bound(model: FlowMap, cond: Any) -> Function:
+    def carry(x: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        return model(x, s, t, cond)
+
+    return carry
+
+
+def d_dt(
+    model: FlowMap, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, jvp: JVP = Exact()
+) -> tuple[Tensor, Tensor]:
+    """X_{s,t}(x) and its derivative in the arrival time, d_t X_{s,t}(x): [B, *] each."""
+    return derivative_along(_bound(model, cond), x, s, t, dt=1.0, jvp=jvp)
+
+
+def d_ds(
+    model: FlowMap, x: Tensor, s: Tensor, t: Tensor, v: Tensor | float, cond: Any = None, jvp: JVP = Exact()
+) -> tuple[Tensor, Tensor]:
+    """X_{s,t}(x) and d_s X_{s,t}(x) + grad X_{s,t}(x) v, its derivative along a path that leaves x with velocity v."""
+    return derivative_along(_bound(model, cond), x, s, t, dx=v, ds=1.0, jvp=jvp)
+
+
+def divergence(f: Function, x: Tensor, jvp: JVP = Exact()) -> tuple[Tensor, Tensor]:
+    """f(x) [B, *] and its exact divergence sum_i d f_i / d x_i [B].
+
+    Args:
+        f: x [B, *] -> [B, *], sample by sample.
+        x: where [B, *].
+        jvp: how the derivative is taken.
+    Cost: one derivative per dimension of x.
+    """
+    flat, total = x.flatten(1), x.new_zeros(len(x))
+    value = x
+    for i in range(flat.shape[1]):
+        e = torch.zeros_like(flat)
+        e[:, i] = 1
+        value, row = jvp(f, (x,), (e.reshape(x.shape),))
+        total = total + row.flatten(1)[:, i]
+    return value, total
+
+
+def hutchinson(f: Function, x: Tensor, probe: Tensor, jvp: JVP = Exact()) -> tuple[Tensor, Tensor]:
+    """f(x) [B, *] and probe . J probe [B], an unbiased estimate of the divergence when E[probe probe^T] = I.
+
+    Cost: one derivative.
+    Source: Hutchinson, A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines,
+        1989; Grathwohl, Chen, Bettencourt, Sutskever & Duvenaud, FFJORD: free-form continuous dynamics for scalable
+        reversible generative models, 2018, arXiv:1810.01367, Eq. (7).
+    """
+    value, row = jvp(f, (x,), (probe,))
+    return value, (probe * row).flatten(1).sum(1)
+
+
+def divided_difference(f: Callable[[Tensor], Tensor], s: Tensor, t: Tensor, least: float = 1e-5) -> Tensor:
+    """(f(t) - f(s)) / (t - s), which tends to f' on the diagonal.
+
+    Spans shorter than `least` are widened about their midpoint, which keeps the value, and its derivative in s and t,
+    to second order in `least`.
+
+    Args:
+        f: a smooth function of time, elementwise.
+        s, t: times, the same shape.
+        least: the shortest span that is divided by.
+    """
+    s, t = s.double(), t.double()
+    middle, half = (s + t) / 2, (t - s) / 2
+    # Keep the widened span inside [0, 1], where paths are defined.
+    middle = torch.where(half.abs() < least / 2, middle.clamp(least / 2, 1 - least / 2), middle)
+    half = torch.where(half.abs() < least / 2, torch.full_like(half, least / 2), half)
+    return (f(middle + half) - f(middle - half)) / (2 * half)

@@ -1,0 +1,79 @@
+"""Sampling is composition: X_{t_{N-1}, t_N} o ... o X_{t_0, t_1}."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from .random import Random
+from .shapes import expand_time, fill_time
+from .types import Sampler
+
+if TYPE_CHECKING:
+    from .flow_map import FlowMap
+
+
+@dataclass(frozen=True)
+class Jump:
+    """Apply the flow map itself: x <- X_{s,t}(x), exact at any step size if the map is.
+
+    Cost: 1 network evaluation per step.
+    Source: Boffi, Albergo & Vanden-Eijnden, Flow map matching with stochastic interpolants: a mathematical framework
+        for consistency models, 2024, arXiv:2406.07507, the definition of the flow map; the same authors, How to build a
+        consistency model: learning flow maps via self-distillation, 2025, arXiv:2505.18825v2, Eq. (4).
+    """
+
+    def __call__(
+        self, model: "FlowMap", x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Any = None,
+        generator: Random = None,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """One jump of the map."""
+        return model(x, s, t, cond), None
+
+
+@dataclass(frozen=True)
+class Euler:
+    """One Euler step of the velocity: x <- x + (t - s) b_s(x). On the linear path this is DDIM.
+
+    Cost: 1 network evaluation per step.
+    Source: Song, Meng & Ermon, Denoising diffusion implicit models, 2020, arXiv:2010.02502, Eq. (13).
+    """
+
+    order = 1
+
+    def __call__(
+        self, model: "FlowMap", x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Any = None,
+        generator: Random = None,
+    ) -> tuple[Tensor, None]:  # fmt: skip
+        """One step of order 1."""
+        return x + expand_time(t - s, x) * model.velocity(x, s, cond), None
+
+
+def sample(
+    model: "FlowMap", x: Tensor, times: Tensor | Sequence[float], *, sampler: Sampler = Jump(), cond: Any = None,
+    generator: Random = None, callback: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Carry a state through a grid of times.
+
+    Never touches the grad mode; draws from `generator` only.
+
+    Args:
+        model: the flow map.
+        x: state at times[0], [B, *].
+        times: grid [N + 1], or one grid per sample [N + 1, B].
+        sampler: how to go from one time to the next.
+        cond: condition, batch first.
+        generator: randomness of stochastic samplers.
+        callback: called with (time, state) after each step.
+    Returns:
+        State at times[-1], [B, *].
+    Cost: N times the sampler's evaluations.
+    """
+    state: Any = None
+    for s, t in pairwise(times):
+        x, state = sampler(model, x, fill_time(s, x), fill_time(t, x), cond=cond, state=state, generator=generator)
+        if callback is not None:
+            callback(t if isinstance(t, Tensor) else fill_time(t, x)[0], x)
+    return x

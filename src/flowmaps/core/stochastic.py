@@ -1,0 +1,36 @@
+"""The stochastic differential equations that share the marginals of a flow."""
+
+from typing import Any
+
+from torch import Tensor
+
+from .flow_map import FlowMap
+from .interpolant import Interpolant
+from .shapes import expand_time
+
+
+def drift_and_diffusion(
+    model: FlowMap, interpolant: Interpolant, noise: Tensor, x: Tensor, t: Tensor, cond: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Drift and diffusion that add noise without changing the law of the state at any time.
+
+    dx = (b_t + e_t grad log rho_t) dt + sqrt(2 e_t) dW, for any level e_t >= 0; e = 0 is the flow itself.
+
+    Args:
+        model: the flow map; its diagonal is the velocity b.
+        interpolant: the path it was trained on, with a source N(0, I); it turns the velocity into the score.
+        noise: level e_t [B]; it must vanish at least as fast as alpha(t) where alpha is zero.
+        x: state [B, *].
+        t: times [B].
+        cond: condition, batch first.
+    Returns:
+        Drift [B, *] and diffusion coefficient sqrt(2 e_t) [B].
+    Cost: 1 network evaluation.
+    Source: Albergo, Boffi & Vanden-Eijnden, Stochastic interpolants: a unifying framework for flows and diffusions,
+        2023, arXiv:2303.08797, Corollary 2.18, Eq. (2.33), with the drift (2.21).
+    """
+    v = model.velocity(x, t, cond)
+    # e * score = -(e / alpha) E[x0|x]: the quotient is formed first because both vanish at the data end.
+    source = interpolant.source_from_velocity(v, x, t)
+    ratio = noise / interpolant.alpha(t).clamp_min(1e-12)
+    return v - expand_time(ratio, x).to(x.dtype) * source, (2 * noise).sqrt()

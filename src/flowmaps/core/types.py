@@ -1,0 +1,113 @@
+"""The value that travels from coupling to loss, and names for the callables that cross package borders."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor
+
+from .random import Random
+
+if TYPE_CHECKING:
+    from .flow_map import FlowMap
+
+Velocity = Callable[..., Tensor]
+"""v(x, t, cond) -> [B, *]: a velocity that is not (yet) a flow map."""
+
+
+def map_condition(f: Callable[..., Tensor], cond: Any, *others: Any) -> Any:
+    """Apply f to every tensor of a condition: a tensor, None, or dicts, lists and tuples of them.
+
+    Args:
+        f: takes a tensor, and one from the same place of each of `others`.
+        cond: the condition.
+        others: conditions of the same build.
+    Returns:
+        The results, in the same build.
+    """
+    if isinstance(cond, Tensor):
+        return f(cond, *others)
+    if isinstance(cond, dict):
+        return {k: map_condition(f, v, *(o[k] for o in others)) for k, v in cond.items()}  # pyright: ignore
+    if isinstance(cond, (list, tuple)):
+        return type(cond)(map_condition(f, *each) for each in zip(cond, *others, strict=True))  # pyright: ignore
+    return cond
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A coupled draw.
+
+    Args:
+        x0: source [B, *].
+        x1: data [B, *]; None when training needs no data.
+        cond: condition, any nesting of batch-first tensors, or None.
+    """
+
+    x0: Tensor
+    x1: Tensor | None = None
+    cond: Any = None
+
+    def __getitem__(self, i: slice | Tensor) -> "Pair":
+        """The pairs selected by a slice or an index tensor."""
+        x1 = None if self.x1 is None else self.x1[i]
+
+        def selected(c: Tensor) -> Tensor:
+            return c[i]
+
+        return Pair(self.x0[i], x1, map_condition(selected, self.cond))
+
+    def __len__(self) -> int:
+        return len(self.x0)
+
+    def split(self, share: float) -> tuple["Pair", "Pair"]:
+        """The first round(share * B) pairs, and the rest."""
+        k = round(share * len(self))
+        return self[:k], self[k:]
+
+
+class Loss(Protocol):
+    """Teaches a map: unreduced loss [B] of a coupled draw; `step` counts images seen."""
+
+    def __call__(self, model: "FlowMap", pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor: ...
+
+
+class Coupling(Protocol):
+    """Pairs data with a source, and says where sampling starts."""
+
+    def __call__(self, x1: Tensor, cond: Any = None, *, generator: Random = None) -> Pair: ...
+
+    def source(self, shape: Sequence[int], like: Tensor, cond: Any = None, *, generator: Random = None) -> Tensor: ...
+
+
+class Sampler(Protocol):
+    """Carries x [B, *] from times s to t [B]; `state` is handed from one step to the next."""
+
+    def __call__(
+        self, model: "FlowMap", x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Any = None,
+        generator: Random = None,
+    ) -> tuple[Tensor, Any]: ...  # fmt: skip
+
+
+class Weighting(Protocol):
+    """Turns the error [B] of samples at times s, t [B] into their loss [B]."""
+
+    def __call__(self, error: Tensor, s: Tensor, t: Tensor) -> Tensor: ...
+
+
+class Space(Protocol):
+    """Where the flow lives: data <-> x [B, *]."""
+
+    def encode(self, data: Tensor, *, generator: Random = None) -> Tensor: ...
+
+    def decode(self, x: Tensor) -> Tensor: ...
+
+    def constrain(self, x: Tensor) -> Tensor: ...
+
+
+class Critic(Protocol):
+    """An auxiliary network with its own loss [B]; the engine alternates it with the map."""
+
+    module: Any
+
+    def __call__(self, model: "FlowMap", pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor: ...

@@ -1,0 +1,1 @@
+"""Ways of pairing source and data, one per file."""

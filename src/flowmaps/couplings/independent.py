@@ -1,0 +1,37 @@
+"""Source and data drawn independently."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ..core.random import Random, normal
+from ..core.types import Pair
+
+__all__ = ["Independent"]
+
+
+@dataclass(frozen=True)
+class Independent:
+    """x0 ~ N(0, scale^2 I), independent of the data.
+
+    Args:
+        scale: standard deviation of the source.
+    Source: Lipman, Chen, Ben-Hamu, Nickel & Le, Flow matching for generative modeling, 2022, arXiv:2210.02747, Section
+        3.1 and Eq. (14).
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.scale <= 0:
+            raise ValueError(f"scale must be > 0; got {self.scale}.")
+
+    def __call__(self, x1: Tensor, cond: Any = None, *, generator: Random = None) -> Pair:
+        """A pair for each datum x1 [B, *]."""
+        return Pair(self.source(x1.shape, x1, cond, generator=generator), x1, cond)
+
+    def source(self, shape: Sequence[int], like: Tensor, cond: Any = None, *, generator: Random = None) -> Tensor:
+        """Source draws of a shape [B, *]."""
+        return self.scale * normal(shape, like, generator)

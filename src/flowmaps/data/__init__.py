@@ -1,0 +1,1 @@
+"""Datasets that yield (data, label), one per file."""

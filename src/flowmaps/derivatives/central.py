@@ -1,0 +1,5 @@
+"""The central difference."""
+
+from ..core.calculus import Central
+
+__all__ = ["Central"]

@@ -1,0 +1,5 @@
+"""The exact derivative."""
+
+from ..core.calculus import Exact
+
+__all__ = ["Exact"]

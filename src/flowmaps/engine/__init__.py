@@ -1,0 +1,1 @@
+"""Training: from a table of options to a run folder."""

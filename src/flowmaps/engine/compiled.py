@@ -1,0 +1,90 @@
+"""A loss as one compiled graph, checked against the eager one before it is trusted."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.flow_map import FlowMap
+from ..core.random import Random, Recorder, Tape
+from ..core.types import Loss, Pair
+
+TOLERANCE = 1e-3  # relative, of value and gradient; float32 agrees to about 1e-6, bfloat16 to a few 1e-4
+
+
+class CompileError(RuntimeError):
+    """The compiled loss is not the eager one; the message says by how much."""
+
+
+class Compiled:
+    """Evaluates a loss through the compiler: draws are made outside the graph and handed in, in the same order.
+
+    The first call runs both ways and compares value and gradient, because the compiler has been seen to drop tangents
+    without a word (pytorch issue 192985).
+
+    Args:
+        loss: the objective.
+    """
+
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
+        self.recorder: Recorder | None = None
+        self.graph: Callable[..., Tensor] = torch.compile(self._graph, fullgraph=True, dynamic=False, backend=_backend)
+
+    def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
+        """Loss per sample [B].
+
+        Raises:
+            CompileError: at the first call, if the compiled loss or its gradient differs from the eager one.
+        """
+        if isinstance(generator, (Tape, Recorder)):
+            raise TypeError("a compiled loss makes its own tape; give it the generator.")
+        if self.recorder is None:
+            recorder = Recorder(generator)
+            eager = self.loss(model, pair, step=step, generator=recorder)
+            compiled = self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, step)
+            self._check(model, eager, compiled)
+            self.recorder = recorder
+            return compiled
+        draws = self.recorder.tape(generator).draws
+        return self.graph(model, pair.x0, pair.x1, pair.cond, draws, step)
+
+    def _graph(
+        self, model: FlowMap, x0: Tensor, x1: Tensor | None, cond: Any, draws: Sequence[Tensor], step: int
+    ) -> Tensor:
+        return self.loss(model, Pair(x0, x1, cond), step=step, generator=Tape(draws))
+
+    def _check(self, model: FlowMap, eager: Tensor, compiled: Tensor) -> None:
+        weights = [p for p in model.parameters() if p.requires_grad]
+
+        def gradient(loss: Tensor) -> Tensor:
+            parts = torch.autograd.grad(loss.mean(), weights, retain_graph=True, materialize_grads=True)
+            return torch.cat([g.flatten().double() for g in parts])
+
+        exact = gradient(eager)
+        gaps = {
+            "value": float((eager - compiled).norm() / eager.norm().clamp_min(1e-12)),
+            "gradient": float((exact - gradient(compiled)).norm() / exact.norm().clamp_min(1e-12)),
+        }
+        for what, gap in gaps.items():
+            if not gap < TOLERANCE:
+                raise CompileError(
+                    f"the {what} of the compiled loss must be that of the eager loss; it is off by {gap:.2g}, "
+                    "relative. Set compile=false, and see `flowmaps doctor`."
+                )
+
+
+def _backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
+    """Inductor, with symbolic zeros of forward-mode derivatives written out: it cannot hand them to a backward pass."""
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
+
+    zeros = {torch.ops.aten._efficientzerotensor.default: _zeros}
+    return compile_fx(graph, inputs, decompositions={**select_decomp_table(), **zeros})
+
+
+def _zeros(
+    size: Sequence[int], *, dtype: Any = None, layout: Any = None, device: Any = None, pin_memory: Any = None
+) -> Tensor:
+    return torch.zeros(size, dtype=dtype, device=device)

@@ -1,0 +1,166 @@
+"""One TOML file per run: reading, overriding, completing and writing it."""
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from ..build import KINDS, construct, resolve
+from .ema import EMA
+from .schedule import Schedule
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]
+
+Config = dict[str, Any]
+
+# Every key of a run, with its default; `flowmaps show run` prints it.
+DEFAULTS: Config = {
+    "seed": 0,
+    "images": 1_000_000,  # length of the run
+    "batch": 256,  # images per step, over all processes
+    "data": "digits",
+    "space": "euclidean",
+    "interpolant": "linear",
+    "coupling": "independent",
+    "net": "mlp",
+    "map": "mean_velocity",
+    "loss": "lsd",
+    "teacher": "",  # a run, or a table of options that differ in a run that is trained first
+    "from_teacher": False,  # start from the teacher's weights
+    "shape": [],  # of one datum; filled in from the data
+    "classes": 0,  # number of labels; filled in from the data
+    "conditional": True,  # use the labels of the data, if it has any
+    "condition_dropout": 0.1,  # share of labels replaced by the null label
+    "mirror": False,  # flip half of the images left to right
+    "optimizer": {"name": "torch.optim:Adam", "lr": 1e-3},
+    "schedule": {},
+    "ema": {},
+    "clip": 1.0,  # largest norm of the gradient
+    "precision": "float32",  # or "bfloat16"
+    "compile": False,
+    "device": "auto",  # or "cpu"
+    "workers": 0,  # processes that read data
+    "save": {"every": 0, "keep": 2},  # images between checkpoints (0: a tenth of the run), and how many stay
+    "sample": {"sampler": "jump", "steps": [1, 2, 4, 8], "guidance": 1.0},
+}
+_TYPES = {"teacher": (str, dict), "clip": (int, float), "condition_dropout": (int, float)}
+_PARTS = ("data", "space", "interpolant", "coupling", "net", "map", "loss")
+
+
+class ConfigError(ValueError):
+    """An option is wrong; the message names it and says the fix."""
+
+
+def recipes_folder() -> Path:
+    """Where the recipes lie: inside an installed package, beside the sources in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "recipes" if (package / "recipes").is_dir() else package.parents[1] / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the library."""
+    return sorted(f.stem for f in recipes_folder().glob("*.toml"))
+
+
+def find_recipe(source: str) -> Path:
+    """The file of a recipe, by name or by path.
+
+    Raises:
+        ConfigError: if there is none; the message gives the nearest and all names.
+    """
+    path = Path(source) if source.endswith(".toml") else recipes_folder() / f"{source}.toml"
+    if path.is_file():
+        return path
+    if source.endswith(".toml"):
+        raise ConfigError(f"RECIPE must be an existing file or the name of a recipe; {source!r} is missing.")
+    close = get_close_matches(source, recipe_names(), 1)
+    raise ConfigError(
+        f"no recipe named {source!r}." + (f" Did you mean {close[0]!r}?" if close else "") +
+        f" Recipes: {', '.join(recipe_names())}; or give a file that ends in .toml."
+    )  # fmt: skip
+
+
+def read_config(path: Path) -> Config:
+    """The tables of a TOML file, as they are written there."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} must be a readable TOML file; {error}.") from error
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+    """A copy of the tables with "dotted.key=value" applied in order; a value is TOML, or else a plain string.
+
+    Raises:
+        ConfigError: if an assignment has no "=" or goes through something that is not a table.
+    """
+    config = copy.deepcopy(config)
+    for assignment in assignments:
+        dotted, equals, text = assignment.partition("=")
+        if not equals or not dotted.strip():
+            raise ConfigError(f"an override must read key=value, for example loss.diagonal=0.5; got {assignment!r}.")
+        try:
+            value: Any = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        *outer, last = dotted.strip().split(".")
+        table: Config = config
+        for depth, key in enumerate(outer):
+            inner = table.get(key, DEFAULTS.get(key, {}) if depth == 0 else {})
+            if isinstance(inner, str):  # a bare name stands for a table with that name
+                inner = {"name": inner} if inner else dict[str, Any]()
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{dotted} must lead through tables; {'.'.join(outer[: depth + 1])} is {inner!r}.")
+            table[key] = table = dict(inner)
+        table[last] = value
+    return config
+
+
+def resolve_config(config: Mapping[str, Any]) -> Config:
+    """The complete configuration of a run: every key, every option of every part, defaults spelled out.
+
+    Raises:
+        ConfigError: for unknown keys or names, and for values of the wrong type or range.
+    """
+    for key, value in config.items():
+        if key not in DEFAULTS:
+            close = get_close_matches(key, DEFAULTS, 1)
+            raise ConfigError(
+                f"a run has no option {key!r}." + (f" Did you mean {close[0]!r}?" if close else "") +
+                f" Options: {', '.join(DEFAULTS)}."
+            )  # fmt: skip
+        wanted = _TYPES.get(key, (str, dict) if key in _PARTS else (type(DEFAULTS[key]),))
+        if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
+            raise ConfigError(f"{key} must be {' or '.join(t.__name__ for t in wanted)}; got {value!r}.")
+    full = copy.deepcopy(DEFAULTS) | copy.deepcopy(dict(config))
+    for key in ("save", "sample"):
+        unknown = set(full[key]) - set(DEFAULTS[key])
+        if unknown:
+            raise ConfigError(f"{key} has no option {min(unknown)!r}. Options: {', '.join(DEFAULTS[key])}.")
+        full[key] = DEFAULTS[key] | full[key]
+    for key, low in (("images", 1), ("batch", 1), ("workers", 0)):
+        if full[key] < low:
+            raise ConfigError(f"{key} must be at least {low}; got {full[key]}.")
+    if full["precision"] not in ("float32", "bfloat16"):
+        raise ConfigError(f"precision must be 'float32' or 'bfloat16'; got {full['precision']!r}.")
+    full["save"]["every"] = full["save"]["every"] or max(1, full["images"] // 10)
+    try:
+        for key in _PARTS:
+            full[key] = resolve(KINDS[key], full[key])
+        full["schedule"] = vars(construct(Schedule, full["schedule"]))
+        full["ema"] = vars(construct(EMA, full["ema"]))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return full
+
+
+def write_config(config: Mapping[str, Any]) -> str:
+    """TOML text of a configuration; reading it gives the configuration back."""
+    return tomli_w.dumps(config)

@@ -1,0 +1,101 @@
+"""From a resolved configuration to the objects of a run."""
+
+import dataclasses
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..build import build, find
+from ..core.flow_map import EulerMap, FlowMap
+from ..core.reparametrize import Reparametrized
+from ..core.types import Loss
+from ..data._dataset import Dataset
+from ..flow import Flow
+from .config import ConfigError
+from .step import Step
+
+
+def open_data(config: Mapping[str, Any], split: str = "") -> Dataset:
+    """The data of a run.
+
+    Args:
+        config: resolved configuration.
+        split: "train" or "test" in place of what the configuration says, for readers that know splits.
+    """
+    table = dict(config["data"])
+    if split and "split" in signature(find("data", table["name"])).parameters:
+        table["split"] = split
+    data: Dataset = build("data", table)
+    return data if config["conditional"] else dataclasses.replace(data, labels=None, classes=0)
+
+
+def held_out(config: Mapping[str, Any], train: Dataset) -> Dataset:
+    """Data that the run does not see; the training data themselves if there are no others."""
+    try:
+        return open_data(config, "test") if config["data"].get("split", "train") == "train" else train
+    except ValueError:  # a reader whose test part is empty or missing
+        return train
+
+
+def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> Loss:
+    """The objective of a run; a teacher made on another path is seen on this one.
+
+    Raises:
+        ConfigError: if the loss needs a teacher and there is none, or the teacher lives elsewhere.
+    """
+    context: dict[str, Any] = {"interpolant": flow.interpolant}
+    if teacher is not None:
+        if teacher.shape != flow.shape or teacher.space != flow.space or teacher.classes not in (0, flow.classes):
+            raise ConfigError(
+                f"the teacher must have this run's data and space; it has shape {teacher.shape}, {teacher.classes} "
+                f"classes and {teacher.space}, the run {flow.shape}, {flow.classes} and {flow.space}."
+            )
+        same = teacher.interpolant == flow.interpolant
+        context["teacher"] = (
+            teacher.model if same else Reparametrized(teacher.model, teacher.interpolant, flow.interpolant)
+        )
+    elif "teacher" in signature(find("losses", config["loss"]["name"])).parameters:
+        raise ConfigError(
+            f"the loss {config['loss']['name']!r} learns from a teacher; none is given. Use `flowmaps distill TEACHER "
+            "RECIPE`, or set teacher to a run folder."
+        )
+    return build("losses", config["loss"], **context)
+
+
+def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> Step:
+    """The module that is trained."""
+    loss = build_loss(config, flow, teacher)
+    if config["from_teacher"]:
+        if teacher is None:
+            raise ConfigError("from_teacher needs a teacher; none is given. Set teacher to a run folder.")
+        _copy_weights(flow.model, teacher.model)
+    return Step(
+        flow.model, loss, flow.coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"]
+    )  # fmt: skip
+
+
+def build_optimizer(config: Mapping[str, Any], step: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer over everything in the step that is not frozen."""
+    table = dict(config["optimizer"])
+    name = table.pop("name", "")
+    if ":" not in name:
+        raise ConfigError(
+            f"optimizer.name must read 'package.module:Class', for example torch.optim:Adam; got {name!r}."
+        )
+    cls = find("optimizers", name)
+    known = signature(cls).parameters
+    for key in table:
+        if key not in known:
+            raise ConfigError(f"optimizer {cls.__name__} has no option {key!r}. Options: {', '.join(known)}.")
+    return cls([p for p in step.parameters() if p.requires_grad], **table)
+
+
+def _copy_weights(model: FlowMap, teacher: FlowMap) -> None:
+    source = teacher.v if isinstance(teacher, EulerMap) and isinstance(teacher.v, FlowMap) else teacher
+    try:
+        model.load_state_dict(source.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(f"from_teacher needs a student with the teacher's network; {error}") from error

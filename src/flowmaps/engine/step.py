@@ -1,0 +1,77 @@
+"""One training step as one module, so that wrappers see one forward and no derivative crosses them."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.flow_map import FlowMap
+from ..core.random import Random, uniform
+from ..core.report import listen
+from ..core.types import Coupling, Loss, Pair, Space, map_condition
+from .compiled import Compiled
+
+
+class Step(nn.Module):
+    """Encode, couple, drop conditions, evaluate the loss: everything from data to a scalar.
+
+    Args:
+        model: the map that is trained.
+        loss: the objective; modules among its fields are registered, and trained unless frozen.
+        coupling: pairs data with a source.
+        space: where the flow lives.
+        condition_dropout: share of samples whose condition is replaced by the null condition.
+        mirror: flip half of the images left to right.
+        compile: evaluate the loss through the compiler, except when its terms are asked for.
+    """
+
+    def __init__(
+        self, model: FlowMap, loss: Loss, coupling: Coupling, space: Space, condition_dropout: float = 0.0,
+        mirror: bool = False, compile: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.compiled = Compiled(loss) if compile else None
+        self.model, self.loss, self.coupling, self.space = model, loss, coupling, space
+        self.condition_dropout, self.mirror = condition_dropout, mirror
+        self.parts = nn.ModuleDict(
+            {
+                f"{owner}_{field.name}": value
+                for owner, thing in (("loss", loss), ("coupling", coupling), ("space", space))
+                if dataclasses.is_dataclass(thing)
+                for field in dataclasses.fields(thing)
+                if isinstance(value := getattr(thing, field.name), nn.Module)
+            }
+        )
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps: the state of all but frozen modules, such as teachers."""
+        frozen = tuple(
+            f"parts.{name}." for name, part in self.parts.items() if not any(p.requires_grad for p in part.parameters())
+        )
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen or ("\0",))}
+
+    def forward(
+        self, data: Tensor, cond: Any = None, *, images: int = 0, generator: Random = None, terms: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss and, if asked for, mean of each reported term, from data [B, *] and their condition."""
+        if self.mirror:
+            flip = uniform((len(data),), data, generator) < 0.5
+            data = torch.where(flip.reshape(-1, *[1] * (data.ndim - 1)), data.flip(-1), data)
+        pair = self.coupling(self.space.encode(data, generator=generator), cond, generator=generator)
+        if self.condition_dropout and pair.cond is not None:
+            pair = self._drop_conditions(pair, generator)
+        if self.compiled is not None and not terms:
+            return self.compiled(self.model, pair, step=images, generator=generator).mean(), {}
+        with listen() as heard:
+            loss = self.loss(self.model, pair, step=images, generator=generator)
+        return loss.mean(), {name: torch.cat(values).mean() for name, values in heard.items()}
+
+    def _drop_conditions(self, pair: Pair, generator: Random) -> Pair:
+        drop = uniform((len(pair),), pair.x0, generator) < self.condition_dropout
+        cond = map_condition(
+            lambda c, null: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), null, c),
+            pair.cond,
+            self.model.null_condition(len(pair)),
+        )
+        return dataclasses.replace(pair, cond=cond)

@@ -1,0 +1,171 @@
+"""Flow: what a user holds. A map with the path, source and space it was trained on."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .build import build, find
+from .core.checks import check_choice
+from .core.flow_map import EulerMap, FlowMap
+from .core.interpolant import Interpolant
+from .core.random import PerSample
+from .core.sampling import sample
+from .core.shapes import fill_time
+from .core.types import Coupling, Sampler, Space
+from .engine.checkpoint import find_checkpoint, load_weights
+from .engine.config import read_config
+
+__all__ = ["Flow", "load"]
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A trained flow map, ready to sample.
+
+    Args:
+        model: the map.
+        interpolant: the path it was trained on.
+        coupling: gives the source.
+        space: where the flow lives; decodes samples.
+        shape: of one datum.
+        classes: number of labels, 0 for none.
+        config: the configuration of the run it comes from, if any.
+    """
+
+    model: FlowMap
+    interpolant: Interpolant
+    coupling: Coupling
+    space: Space
+    shape: tuple[int, ...]
+    classes: int = 0
+    config: Mapping[str, Any] | None = None
+
+    @staticmethod
+    def built(config: Mapping[str, Any], shape: Sequence[int], classes: int) -> "Flow":
+        """The flow that a resolved configuration describes, with fresh weights.
+
+        The network's initial weights come from torch's global random stream.
+        """
+        interpolant = build("interpolants", config["interpolant"])
+        space = build("spaces", config["space"])
+        coupling = build("couplings", config["coupling"])
+        inner = tuple(space.encode(torch.zeros(1, *shape)).shape[1:])
+        net = build("nets", config["net"], shape=inner, classes=classes)
+        model = build("maps", config["map"], net=net, interpolant=interpolant)
+        return Flow(model, interpolant, coupling, space, tuple(shape), classes, config)
+
+    @torch.no_grad()
+    def sample(
+        self, n: int, steps: int | Sequence[float] = 1, *, seed: int = 0, label: int | Sequence[int] | None = None,
+        sampler: str | Mapping[str, Any] | Sampler | None = None, guidance: float = 1.0, first: int = 0,
+        batch: int = 1024, callback: Callable[[int], None] | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Draw samples; sample i depends on (seed, i) alone, not on n or the batch.
+
+        Args:
+            n: number of samples.
+            steps: number of equal steps, or the times themselves, increasing from 0 to 1.
+            seed: of the source and of stochastic samplers.
+            label: class of all samples, or of each; left out, the classes take turns. `classes` means no class.
+            sampler: a name, a table or an object; left out, the map's own jump.
+            guidance: scale of classifier-free guidance; 1 is none.
+            first: index of the first sample.
+            batch: how many are drawn at a time.
+            callback: called with the number of samples drawn so far.
+        Returns:
+            Data [n, *].
+        Cost: steps times the sampler's evaluations; twice that with guidance.
+        """
+        if n < 1 or batch < 1:
+            raise ValueError(f"n and batch must be at least 1; got {n} and {batch}.")
+        times = _grid(steps)
+        step = build("samplers", "jump") if sampler is None else sampler
+        step = build("samplers", step) if isinstance(step, (str, Mapping)) else step
+        model = self.model
+        if guidance != 1:
+            model = build("guidance", {"name": "cfg", "scale": float(guidance)}, model=model)
+        labels = self.labels(n, label, first)
+        like = next(iter([*self.model.parameters(), *self.model.buffers()]), torch.empty(0))
+        inner = self.space.encode(torch.zeros(1, *self.shape, device=like.device)).shape[1:]
+        parts: list[Tensor] = []
+        for low in range(0, n, batch):
+            size = min(batch, n - low)
+            generator = PerSample.seeded(seed, first + low, size)
+            cond = None if labels is None else labels[low : low + size].to(like.device)
+            x0 = self.coupling.source((size, *inner), like, cond, generator=generator)
+            x = sample(model, self.interpolant.start(x0), times, sampler=step, cond=cond, generator=generator)
+            parts.append(self.space.decode(self.space.constrain(x)))
+            if callback is not None:
+                callback(low + size)
+        return torch.cat(parts)
+
+    def labels(self, n: int, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
+        """The labels that `sample` uses [n], or None for a flow without labels."""
+        if self.classes == 0:
+            if label is not None:
+                raise ValueError(f"label must be left out: this flow has no classes; got {label!r}.")
+            return None
+        if label is None:
+            return torch.arange(first, first + n) % self.classes
+        given = torch.as_tensor(label).flatten()
+        if len(given) not in (1, n) or int(given.min()) < 0 or int(given.max()) > self.classes:
+            raise ValueError(
+                f"label must be one class, or {n} of them, from 0 to {self.classes - 1} ({self.classes} for none); got "
+                f"{len(given)}, from {int(given.min())} to {int(given.max())}."
+            )
+        return given.expand(n)
+
+    @torch.no_grad()
+    def map(self, x: Tensor, s: float | Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        """X_{s,t}(x) [B, *], in the space of the flow; t < s inverts. Times are numbers or [B]."""
+        return self.model(x, fill_time(s, x), fill_time(t, x), label)
+
+    @torch.no_grad()
+    def velocity(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
+        """b_t(x) [B, *], in the space of the flow. Times are numbers or [B]."""
+        return self.model.velocity(x, fill_time(t, x), label)
+
+
+def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
+    """The flow of a run folder, or of one of its checkpoints, in evaluation mode.
+
+    A run that only trained the diagonal (flow matching) gives the map that takes Euler steps of its velocity.
+
+    Args:
+        run: the folder that `flowmaps train` wrote, or a checkpoint in it.
+        weights: "ema" for the running average, "weights" for the last iterate.
+        device: where it goes.
+    Raises:
+        CheckpointError: if there is no whole checkpoint.
+        ValueError: if weights is neither.
+    """
+    check_choice("weights", weights, ("ema", "weights"))
+    checkpoint = find_checkpoint(Path(run))
+    state = load_weights(checkpoint, weights)
+    config = read_config(checkpoint / "run.toml")
+    flow = Flow.built(config, config["shape"], config["classes"])
+    prefix = "model." if weights == "weights" else ""
+    flow.model.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+    model = flow.model.requires_grad_(False).eval().to(device)
+    return dataclasses.replace(flow, model=as_map(model, find("losses", config["loss"]["name"])))
+
+
+def as_map(model: FlowMap, loss: object) -> FlowMap:
+    """The map to sample with: a loss (object or class) that learns only the diagonal leaves Euler steps."""
+    return model if getattr(loss, "learns_map", True) else EulerMap(model)
+
+
+def _grid(steps: int | Sequence[float]) -> Tensor:
+    if isinstance(steps, int):
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1; got {steps}.")
+        return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    times = torch.as_tensor(steps, dtype=torch.float64)
+    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or bool((times.diff() <= 0).any()):
+        raise ValueError(f"steps must be a number, or times that increase from 0 to 1; got {steps!r}.")
+    return times

@@ -1,0 +1,1 @@
+"""Maps that steer a map, one per file."""

@@ -1,0 +1,1 @@
+"""Paths from source to data, one per file."""

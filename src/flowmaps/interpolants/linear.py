@@ -1,0 +1,5 @@
+"""The straight path."""
+
+from ..core.interpolant import Linear
+
+__all__ = ["Linear"]

@@ -1,0 +1,48 @@
+"""Flow matching: the velocity by regression."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..core.flow_map import FlowMap
+from ..core.interpolant import Interpolant, Linear
+from ..core.random import Random
+from ..core.report import report
+from ..core.shapes import square_error
+from ..core.times import TimeLaw, Uniform
+from ..core.types import Pair, Weighting
+from ..core.weighting import Unweighted
+
+__all__ = ["FlowMatching"]
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """Regress the diagonal of the map on the conditional velocity.
+
+    E |b_t(I_t) - dI_t/dt|^2, whose minimum is the marginal velocity.
+
+    Args:
+        interpolant: the path.
+        times: law of t.
+        weighting: what the error of a sample counts.
+    Cost: 1 evaluation with gradient.
+    Source: Lipman, Chen, Ben-Hamu, Nickel & Le, Flow matching for generative modeling, 2022, arXiv:2210.02747, Eq. (9);
+        Albergo & Vanden-Eijnden, Building normalizing flows with stochastic interpolants, 2022, arXiv:2209.15571, the
+        quadratic objective for the velocity.
+    """
+
+    learns_map: ClassVar[bool] = False  # the diagonal only: sampling takes solver steps
+
+    interpolant: Interpolant = Linear()
+    times: TimeLaw = Uniform()
+    weighting: Weighting = Unweighted()
+
+    def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
+        """Loss per sample [B], mean square per dimension."""
+        t = self.times(len(pair), pair.x0, generator)
+        x, v = self.interpolant.draw(pair, t, generator)
+        error = square_error(model.velocity(x, t, pair.cond), v)
+        report("flow_matching", error)
+        return self.weighting(error, t, t)

@@ -1,0 +1,1 @@
+"""Ways of writing a flow map with a network, one per file."""

@@ -1,0 +1,1 @@
+"""Measures of a flow map and of its samples, one per file."""

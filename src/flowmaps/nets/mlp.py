@@ -1,0 +1,53 @@
+"""A multilayer perceptron for data of a few dimensions."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ._embedding import Labels, wave_features
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Module):
+    """net(x, s, t, label) by fully connected layers on the flattened state and waves of s and t - s.
+
+    Args:
+        shape: of one state.
+        classes: number of labels; 0 for none.
+        width: of the hidden layers.
+        depth: number of hidden layers.
+        residual: add each hidden layer to its input, after normalising it.
+        dropout: share of hidden units dropped in training.
+        frequencies: number of frequencies per time.
+        highest: highest frequency, radians per unit of time.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int = 0, width: int = 256, depth: int = 4, residual: bool = False,
+        dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.shape, self.frequencies, self.highest, self.residual = tuple(shape), frequencies, highest, residual
+        d = math.prod(shape)
+        self.labels = Labels(classes, width)
+        self.enter = nn.Linear(d + 4 * frequencies, width)
+        self.norms = nn.ModuleList(nn.RMSNorm(width) if residual else nn.Identity() for _ in range(depth - 1))
+        self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
+        self.leave = nn.Linear(width, d)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """X [B, *], s [B], t [B], labels [B] -> [B, *]."""
+        waves = [wave_features(z, self.frequencies, self.highest).to(x.dtype) for z in (s, t - s)]
+        h = self.enter(torch.cat([x.flatten(1), *waves], 1)) + self.labels(cond, len(x))
+        for norm, layer in zip(self.norms, self.hidden, strict=True):
+            new = layer(self.dropout(nn.functional.silu(norm(h))))
+            h = h + new if self.residual else new
+        return self.leave(nn.functional.silu(h)).reshape(x.shape)
+
+    def null_condition(self, batch: int) -> Tensor:
+        """The null label for a batch [B]."""
+        return self.labels.null(batch)

@@ -1,0 +1,1 @@
+"""Ways of going from one time to the next, one per file."""

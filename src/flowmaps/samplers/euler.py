@@ -1,0 +1,5 @@
+"""Euler's method."""
+
+from ..core.sampling import Euler
+
+__all__ = ["Euler"]

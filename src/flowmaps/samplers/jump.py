@@ -1,0 +1,5 @@
+"""The map itself."""
+
+from ..core.sampling import Jump
+
+__all__ = ["Jump"]

@@ -1,0 +1,1 @@
+"""Where the flow lives, one per file."""

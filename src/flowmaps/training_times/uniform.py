@@ -1,0 +1,5 @@
+"""One time, uniform."""
+
+from ..core.times import Uniform
+
+__all__ = ["Uniform"]

@@ -1,0 +1,5 @@
+"""Two times, uniform on the triangle."""
+
+from ..core.times import UniformPair
+
+__all__ = ["UniformPair"]

@@ -1,0 +1,1 @@
+"""Ways of weighting the error of a sample, one per file."""

@@ -1,0 +1,5 @@
+"""No weighting."""
+
+from ..core.weighting import Unweighted
+
+__all__ = ["Unweighted"]
