@@ -33,7 +33,17 @@ def _attention(
     return F.dropout(score.softmax(-1), dropout_p) @ v
 
 
-def _scale_and_shift(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
+def _normalised(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+    """(x - mean) / deviation over some dimensions, from primitives, in float32 or better.
+
+    Torch's own layer_norm and batch_norm have wrong gradients of forward derivatives (pytorch issues 196700, 196699).
+    """
+    full = x.to(torch.promote_types(x.dtype, torch.float32))
+    centred = full - full.mean(dims, keepdim=True)
+    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
     x = x if weight is None else x * weight.reshape(shape)
     return x if bias is None else x + bias.reshape(shape)
 
@@ -42,36 +52,64 @@ def _layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    y = F.layer_norm(input.float() if input.dtype in _HALF else input, normalized_shape, eps=eps)
-    return _scale_and_shift(y, weight, bias, tuple(normalized_shape)).to(input.dtype)
+    y = _normalised(input, tuple(range(-len(normalized_shape), 0)), eps)
+    return _scaled(y, weight, bias, tuple(normalized_shape)).to(input.dtype)
 
 
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    y = F.group_norm(input.float() if input.dtype in _HALF else input, num_groups, eps=eps)
-    return _scale_and_shift(y, weight, bias, (1, -1, *[1] * (input.ndim - 2))).to(input.dtype)
+    y = _normalised(input.reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
+    return _scaled(y, weight, bias, (1, -1, *[1] * (input.ndim - 2))).to(input.dtype)
+
+
+def _instance_norm(
+    input: Tensor, running_mean: Tensor | None = None, running_var: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+) -> Tensor:  # fmt: skip
+    if not use_input_stats:
+        return _batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
+    return _group_norm(input, input.shape[1], weight, bias, eps)
 
 
 def _batch_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
-    y = F.batch_norm(input, running_mean, running_var, None, None, training, momentum, eps)
-    return _scale_and_shift(y, weight, bias, (1, -1, *[1] * (input.ndim - 2)))
+    """Running statistics are used but, inside a derivative, not updated."""
+    shape = (1, -1, *[1] * (input.ndim - 2))
+    if training or running_mean is None or running_var is None:
+        y = _normalised(input, [d for d in range(input.ndim) if d != 1], eps)
+    else:
+        y = (input - running_mean.reshape(shape)) * (running_var.reshape(shape) + eps).rsqrt()
+    return _scaled(y, weight, bias, shape).to(input.dtype)
 
 
-_HALF = (torch.float16, torch.bfloat16)
-_DIFFERENTIABLE: dict[Any, Function] = {
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
+def _multi_head_attention(*args: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+    """The layer's own form that computes the weights, which is not fused."""
+    wanted = options.pop("need_weights", True)
+    output, weights = F.multi_head_attention_forward(*args, need_weights=True, **options)
+    return output, weights if wanted else None
+
+
+_DIFFERENTIABLE: dict[Any, Any] = {
     F.scaled_dot_product_attention: _attention,
+    F.multi_head_attention_forward: _multi_head_attention,
     F.layer_norm: _layer_norm,
     F.group_norm: _group_norm,
     F.batch_norm: _batch_norm,
+    F.instance_norm: _instance_norm,
+    F.glu: _glu,
 }
 
 
 class _Differentiable(TorchFunctionMode):
-    """Inside it, attention and the affine norms use forms that have a forward derivative and that compile."""
+    """Inside it, attention and norms use forms that have a right forward derivative, of which the gradient is right."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         form: Any = _DIFFERENTIABLE.get(func, func)
@@ -82,8 +120,8 @@ class _Differentiable(TorchFunctionMode):
 class Exact:
     """The exact derivative, by forward-mode automatic differentiation.
 
-    Holds for networks with fused attention and affine norms too, also ones we do not own: while the derivative is
-    taken these are replaced by equal forms that have one.
+    Holds for networks with fused attention and norms too, also ones we do not own: while the derivative is taken these
+    are replaced by equal forms, because torch's have no forward derivative, or one with a wrong gradient.
 
     Args:
         autocast: whether the derivative may follow the surrounding mixed precision; by default it is taken in full

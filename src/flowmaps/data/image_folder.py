@@ -11,7 +11,7 @@ __all__ = ["image_folder"]
 def image_folder(
     path: str, size: int | None = None, grey: bool = False, split: str = "train", holdout: float = 0.1
 ) -> Dataset:
-    """All pictures under a folder, decoded once; sub-folders, if there are several, are classes in alphabetical order.
+    """All pictures under a folder, decoded once; sub-folders, if there are several, are classes.
 
     Args:
         path: the folder.

@@ -12,8 +12,9 @@ __all__ = ["UNet"]
 
 
 def _norm(x: Tensor) -> Tensor:
-    # Without affine parameters: an affine group norm under a forward derivative breaks the compiler. In float32.
-    return F.group_norm(x.float(), max(1, x.shape[1] // 16)).to(x.dtype)
+    # Without affine parameters: an affine group norm under a forward derivative breaks the compiler.
+    full = x.to(torch.promote_types(x.dtype, torch.float32))
+    return F.group_norm(full, max(1, x.shape[1] // 16)).to(x.dtype)
 
 
 class _Residual(nn.Module):

@@ -42,7 +42,14 @@ class Gaussian(FlowMap):
         p = self.interpolant
         return (p.alpha(t) ** 2 + (p.beta(t) * self.std) ** 2 + p.gamma(t) ** 2).sqrt()
 
+    def _velocity(self, x: Tensor, t: Tensor) -> Tensor:
+        p, t = self.interpolant, expand_time(t, x)
+        rate = p.alpha(t) * p.alpha_dot(t) + p.beta(t) * p.beta_dot(t) * self.std**2 + p.gamma(t) * p.gamma_dot(t)
+        return (p.beta_dot(t) * self.mean + rate / self._spread(t) ** 2 * (x - p.beta(t) * self.mean)).to(x.dtype)
+
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        if s is t:  # the velocity
+            return self._velocity(x, t)
         s, t = expand_time(s, x), expand_time(t, x)
         drift = divided_difference(self.interpolant.beta, s, t) * self.mean
         growth = divided_difference(self._spread, s, t) / self._spread(s)

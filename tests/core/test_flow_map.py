@@ -1,0 +1,103 @@
+"""Every way of writing a flow map: identity, tangent, either order of times, dtype, image shapes."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flowmaps.build import build, names
+from flowmaps.core.calculus import d_ds, d_dt
+from flowmaps.core.flow_map import EulerMap, Integrated, MeanVelocity, Preconditioned, TrigFlow
+from flowmaps.core.interpolant import Linear
+from flowmaps.interpolants.variance_exploding import VarianceExploding
+from flowmaps.samplers.heun import Heun
+from truth import SHAPES, draws, gaussian, stream
+
+
+class Wiggle(nn.Module):
+    """A smooth network that depends on everything."""
+
+    def __init__(self, shape):
+        super().__init__()
+        d = math.prod(shape)
+        self.register_buffer("w", torch.randn(d + 2, d, generator=stream(3)))
+
+    def forward(self, x, s, t, cond=None):
+        z = torch.cat([x.flatten(1), s[:, None].to(x.dtype), t[:, None].to(x.dtype)], 1)
+        return torch.tanh(z @ self.w.to(x.dtype)).reshape(x.shape)
+
+    def null_condition(self, batch):
+        return torch.full((batch,), 7)
+
+
+def forms(shape):
+    net = Wiggle(shape)
+    made = [build("maps", name, net=net, interpolant=Linear()) for name in names("maps")]
+    return [*made, EulerMap(made[0]), Integrated(made[0], Heun(), 3)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("i", range(len(names("maps")) + 2))
+def test_every_form_is_a_flow_map(i, shape):
+    f = forms(shape)[i]
+    x, s, _, t = draws(16, shape)
+    assert torch.equal(f(x, s, s), x), "X_{s,s} is the identity"
+    value, slope = d_dt(f, x, s, s)
+    # Equal up to rounding: both are the same formula, once differentiated.
+    assert (slope - f.velocity(x, s)).abs().max() < 1e-13, "d_t X at t = s is the velocity"
+    assert (d_ds(f, x, s, s, torch.zeros_like(x))[1] + f.velocity(x, s)).abs().max() < 1e-13, "d_s X is minus it"
+    assert f(x, t, s).isfinite().all(), "either order of times"
+    low = f(x.float(), s.float(), t.float())
+    assert low.dtype == torch.float32
+    assert (low.double() - f(x, s, t)).abs().max() < 1e-5  # float32 rounding
+    assert torch.equal(f.null_condition(2), torch.full((2,), 7)) or f.null_condition(2) is None
+
+
+def test_euler_map_takes_a_bare_velocity():
+    f = EulerMap(lambda x, t, cond: -x * t[:, None])
+    x, s, _, t = draws(4, (3,))
+    assert torch.allclose(f(x, s, t), x - (t - s)[:, None] * x * s[:, None])
+
+
+def test_trig_flow_is_its_cosine_form():
+    net, sigma = Wiggle((3,)), 0.7
+    x, s, _, t = draws(16, (3,))
+    a = math.pi / 2 * (t - s)[:, None]
+    want = a.cos() * x + a.sin() * sigma * net(x / sigma, s, t)
+    assert (TrigFlow(net, sigma)(x, s, t) - want).abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("path", [Linear(), VarianceExploding(0.01, 20.0)], ids=lambda p: type(p).__name__)
+def test_preconditioning_is_exact_for_gaussian_data_and_gives_the_network_unit_variance(path):
+    """With a zero network the velocity is that of N(0, sigma^2); what is left for the network has unit variance."""
+    sigma, g = 0.5, stream()
+    x0, x1 = torch.randn(200_000, 1, generator=g), sigma * torch.randn(200_000, 1, generator=g)
+    flow = gaussian((1,), path)
+    flow.mean.zero_()
+    flow.std.fill_(sigma)
+
+    class Zero(Wiggle):
+        def forward(self, x, s, t, cond=None):
+            self.seen = x
+            return torch.zeros_like(x)
+
+    class One(Wiggle):
+        def forward(self, x, s, t, cond=None):
+            return torch.ones_like(x)
+
+    net = Zero((1,))
+    for time in (0.05, 0.5, 0.95):
+        t = torch.full((len(x0),), time)
+        x, v = path.state(x0, x1, t), path.velocity(x0, x1, t)
+        skip = Preconditioned(net, path, sigma).velocity(x, t)
+        assert (skip - flow.velocity(x, t)).abs().max() / v.std() < 1e-9
+        scale = Preconditioned(One((1,)), path, sigma).velocity(x, t) - skip
+        # 1 % is 4.5 standard errors of a variance from 2e5 samples, sqrt(2 / 2e5) = 0.3 %: false alarm 1e-5.
+        assert net.seen.var().sub(1).abs() < 0.015
+        assert ((v - skip) / scale).var().sub(1).abs() < 0.015
+
+
+def test_integrated_needs_a_step():
+    with pytest.raises(ValueError, match=r"steps must be at least 1; got 0\."):
+        Integrated(MeanVelocity(Wiggle((3,))), Heun(), 0)

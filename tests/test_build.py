@@ -1,0 +1,88 @@
+"""Names to objects, tables to objects, and what is said when they are wrong."""
+
+import pytest
+import torch
+
+from flowmaps.build import build, find, kinds, names, resolve
+from flowmaps.core.interpolant import Linear
+from flowmaps.core.times import UniformPair
+from flowmaps.core.types import Pair
+from flowmaps.interpolants.trigonometric import Trigonometric
+from flowmaps.training_times.logit_normal_pair import LogitNormalPair
+from truth import gaussian, stream
+
+
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k in kinds() for n in names(k)], ids=lambda v: v)
+def test_every_file_is_a_method_with_one_public_name(kind, name):
+    assert callable(find(kind, name))
+
+
+def test_nested_tables_context_and_defaults():
+    loss = build("losses", {"name": "lsd", "diagonal": 1, "times": {"name": "logit_normal_pair", "mean": 0}}, interpolant=Trigonometric())
+    assert loss.diagonal == 1
+    assert loss.times == LogitNormalPair(0)
+    assert loss.interpolant == Trigonometric()
+    assert build("losses", "lsd").interpolant == Linear()
+    own = {"name": "lsd", "interpolant": "linear"}
+    assert build("losses", own, interpolant=Trigonometric()).interpolant == Linear(), "the table wins over the context"
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "message"),
+    [
+        ("losses", "meanflow", r"no losses named 'meanflow'. Did you mean 'mean_flow'\? Known: .*lsd"),
+        ("losses", {"name": "lsd", "diagonl": 0.5}, r"LSD has no option 'diagonl'. Did you mean 'diagonal'\? Options: diagonal"),
+        ("losses", {"name": "lsd", "diagonal": "half"}, "LSD's option 'diagonal' must be float; got 'half'"),
+        ("losses", {"name": "lsd", "diagonal": True}, "must be float; got True"),
+        ("losses", {"name": "lmd"}, "LMD needs the option 'teacher'"),
+        ("losses", {"diagonal": 0.5}, "a table for losses must have a name"),
+        ("losses", {"name": "lsd", "times": {"name": "uniform_pear"}}, "Did you mean 'uniform_pair'"),
+        ("losses", "nowhere.at_all:Loss", "must name an importable 'package.module:Class'"),
+        ("losses", "flowmaps.losses.lsd:Nothing", "must name an importable 'package.module:Class'"),
+        ("loses", "lsd", "there is no kind 'loses'. Did you mean 'losses'"),
+        ("data", {"name": "toy", "size": 1.5}, "toy's option 'size' must be int; got 1.5"),
+    ],
+)
+def test_errors_name_what_is_known_and_what_is_nearest(kind, spec, message):
+    with pytest.raises(ValueError, match=message):
+        build(kind, spec)
+
+
+def test_resolved_tables_are_complete_and_build_the_same():
+    table = resolve("losses", {"name": "lsd", "times": "logit_normal_pair"})
+    assert table["times"] == {"name": "logit_normal_pair", "mean": 0.4, "std": 1.0}
+    assert table["jvp"] == {"name": "exact", "autocast": False}
+    assert "interpolant" not in table, "what comes from the run is left to the run"
+    assert build("losses", table) == build("losses", {"name": "lsd", "times": "logit_normal_pair"})
+
+
+MINE = '''
+"""Progressive self-distillation with a midpoint: two half jumps teach one whole jump."""
+
+from dataclasses import dataclass
+
+from flowmaps.core.identities import semigroup
+from flowmaps.core.interpolant import Interpolant, Linear
+from flowmaps.core.times import UniformPair
+
+
+@dataclass(frozen=True)
+class Midpoint:
+    interpolant: Interpolant = Linear()
+    times: UniformPair = UniformPair()
+
+    def __call__(self, model, pair, *, step=0, generator=None):
+        s, t = self.times(len(pair), pair.x0, generator)
+        x, _ = self.interpolant.draw(pair, s, generator)
+        return semigroup(model, x, s, (s + t) / 2, t, pair.cond).square().flatten(1).mean(1)
+'''
+
+
+def test_your_own_loss_in_twenty_lines(tmp_path, monkeypatch):
+    assert len([line for line in MINE.strip().splitlines() if line.strip()]) <= 20
+    (tmp_path / "mine_in_test.py").write_text(MINE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    loss = build("losses", {"name": "mine_in_test:Midpoint"}, interpolant=Linear())
+    assert loss.times == UniformPair()
+    x0, x1 = torch.randn(2, 4, 3, generator=stream())
+    assert loss(gaussian(), Pair(x0, x1), generator=stream()).max() < 1e-20

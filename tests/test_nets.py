@@ -1,0 +1,121 @@
+"""Every network: shapes, conditions, two times, forward derivatives, compilation-free of surprises."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from flowmaps.build import build, names
+from flowmaps.core.calculus import Central, Exact, d_dt
+from flowmaps.core.flow_map import MeanVelocity
+from flowmaps.nets._embedding import TwoTimes, wave_features
+from truth import draws, stream
+
+SMALL = {
+    "mlp": {"width": 32, "depth": 3},
+    "dit": {"width": 32, "depth": 2, "heads": 2},
+    "unet": {"width": 16, "multipliers": [1, 2], "blocks": 1, "heads": 2},
+}
+SHAPE = (2, 8, 8)
+
+
+def net(name, classes=3, **options):
+    torch.manual_seed(0)
+    made = build("nets", {"name": name, **SMALL[name], **options}, shape=SHAPE, classes=classes)
+    for p in made.parameters():
+        if not p.any():
+            nn.init.normal_(p, std=0.1)  # zero-initialised layers would hide everything behind them
+    return made
+
+
+@pytest.mark.parametrize("name", names("nets"))
+def test_shapes_and_conditions(name):
+    made = net(name)
+    x, s, _, t = draws(4, SHAPE)
+    labels = torch.tensor([0, 1, 2, 0])
+    y = made(x, s, t, labels)
+    assert y.shape == x.shape
+    assert torch.equal(made.null_condition(4), torch.full((4,), 3))
+    assert torch.equal(made(x, s, t), made(x, s, t, made.null_condition(4))), "no condition is the null condition"
+    assert not torch.equal(y[0], made(x, s, t, torch.ones(4, dtype=torch.long))[0])
+    for other in (made(x + 0.1, s, t, labels), made(x, s + 0.1, t, labels), made(x, s, t + 0.1, labels)):
+        assert (other - y).abs().flatten(1).amax(1).min() > 1e-6, "state and both times matter to every sample"
+    assert (made(x[:2], s[:2], t[:2], labels[:2]) - y[:2]).abs().max() < 1e-10, "samples do not mix"
+    (y.sum() + sum(p.sum() for p in made.parameters())).backward()
+    assert all(p.grad.isfinite().all() for p in made.parameters())
+
+
+@pytest.mark.parametrize("name", names("nets"))
+def test_forward_derivative_is_the_derivative(name):
+    model = MeanVelocity(net(name).eval())
+    x, s, _, t = draws(4, SHAPE)
+    exact, rough = (d_dt(model, x, s, t, None, jvp)[1].detach() for jvp in (Exact(), Central(1e-5)))
+    # The difference's own error: 1e-10 of third derivatives and 1e-16 / 1e-5 of rounding.
+    assert (exact - rough).norm() / rough.norm() < 1e-7
+
+
+@pytest.mark.parametrize("name", names("nets"))
+def test_gradient_of_a_derivative(name):
+    """Backward through the forward derivative, against the gradient of a difference quotient."""
+    made = net(name)
+    x, s, _, t = draws(2, SHAPE)
+    gradients = []
+    for jvp in (Exact(), Central(1e-4)):
+        loss = d_dt(MeanVelocity(made), x, s, t, None, jvp)[1].square().mean()
+        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, [*made.parameters()])]))
+    assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-5
+
+
+@pytest.mark.parametrize("name", names("nets"))
+def test_dropout_only_in_training(name):
+    made = net(name, dropout=0.5)
+    x, s, _, t = draws(2, SHAPE)
+    assert not torch.equal(made.train()(x, s, t), made(x, s, t))
+    assert torch.equal(made.eval()(x, s, t), made(x, s, t))
+
+
+@pytest.mark.parametrize("name", names("nets"))
+def test_mixed_precision_returns_the_dtype_of_the_state(name):
+    model = MeanVelocity(net(name).float())
+    x, s, _, t = (z.float() for z in draws(2, SHAPE))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = model(x, s, t)
+    assert y.dtype == torch.float32
+    assert (y - model(x, s, t)).norm() / y.norm() < 0.02  # bfloat16 rounds at 0.4 %
+
+
+def test_waves_are_low_in_frequency():
+    t = torch.linspace(0, 1, 5)
+    waves = wave_features(t, 4, 8.0)
+    assert waves.shape == (5, 8)
+    assert torch.allclose(waves[:, [0, 3]], torch.stack([t.sin(), (8 * t).sin()], 1))
+    assert torch.allclose(waves[:, [4, 7]], torch.stack([t.cos(), (8 * t).cos()], 1))
+
+
+def test_two_times_tells_departure_from_span():
+    torch.manual_seed(0)
+    embed = TwoTimes(8, 4)
+    a, b = torch.tensor([0.2]), torch.tensor([0.7])
+    assert not torch.allclose(embed(a, b), embed(b, a))
+    assert not torch.allclose(embed(a, a), embed(b, b))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("dit", {"patch": 3}, "patch must divide the image and heads the width; got patch 3 for 8 x 8"),
+        ("dit", {"heads": 5}, "heads the width"),
+        ("unet", {"multipliers": [1, 1, 1, 1, 1]}, "the image must halve 4 times"),
+    ],
+)
+def test_sizes_that_do_not_fit(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        net(name, **options)
+
+
+def test_mlp_takes_any_shape():
+    made = build("nets", {"name": "mlp", "width": 16, "depth": 2, "residual": True}, shape=(5,))
+    x, s, _, t = draws(3, (5,))
+    assert made(x, s, t).shape == (3, 5)
+    assert math.prod(made.shape) == 5

@@ -1,0 +1,61 @@
+"""Every law of times: range, order, and, for one time, density and quantile that belong together."""
+
+import pytest
+import torch
+
+from flowmaps.build import build, find, names
+from flowmaps.core.times import PairLaw, TimeLaw
+from truth import stream
+
+SINGLE = [n for n in names("training_times") if issubclass(find("training_times", n), TimeLaw)]
+PAIRS = [n for n in names("training_times") if issubclass(find("training_times", n), PairLaw)]
+
+
+def test_every_law_is_one_or_the_other():
+    assert sorted(SINGLE + PAIRS) == names("training_times")
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_density_is_the_derivative_of_the_distribution(name):
+    law = build("training_times", name)
+    u = torch.linspace(0.01, 0.99, 99)
+    t, speed = torch.func.jvp(law.quantile, (u,), (torch.ones_like(u),))
+    assert (t.diff() > 0).all()
+    assert (law.density(t) * speed - 1).abs().max() < 1e-10
+    grid = (torch.arange(200_000) + 0.5) / 200_000
+    assert abs(law.density(grid).mean() - 1) < 1e-4  # midpoint rule
+    drawn = law(100_000, torch.empty(0), stream())
+    # Kolmogorov-Smirnov against the quantile: 2.2 / sqrt(n) is exceeded with probability 1e-4.
+    level = (torch.arange(100_000) + 0.5) / 100_000
+    assert (torch.searchsorted(drawn.sort().values, law.quantile(level)) / 100_000 - level).abs().max() < 2.2 / 316
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_ordered_and_in_range(name):
+    s, t = build("training_times", name)(10_000, torch.empty(0, dtype=torch.float32), stream())
+    assert s.dtype == torch.float32
+    assert s.shape == t.shape == (10_000,)
+    assert (s >= 0).all()
+    assert (s <= t).all()
+    assert (t <= 1).all()
+
+
+def test_uniform_pair_is_uniform_on_the_triangle():
+    s, t = build("training_times", "uniform_pair")(200_000, torch.empty(0), stream())
+    # P(t < 1/2) = 1/4, P(s > 1/2) = 1/4, P(t - s < 1/2) = 3/4; five standard errors are 0.5 %.
+    for share, want in (((t < 0.5), 0.25), ((s > 0.5), 0.25), ((t - s < 0.5), 0.75)):
+        assert abs(share.double().mean() - want) < 0.005
+
+
+def test_logit_normal_pair_is_sorted_logit_normals():
+    s, t = build("training_times", {"name": "logit_normal_pair", "mean": 0.4, "std": 1.2})(200_000, torch.empty(0), stream())
+    both = torch.logit(torch.cat([s, t]))
+    assert abs(both.mean() - 0.4) < 0.02  # five standard errors are 0.013
+    assert abs(both.std() - 1.2) < 0.02
+    assert abs((torch.logit(t) - torch.logit(s)).mean() - 2 * 1.2 / torch.pi**0.5) < 0.02  # gap of two normals
+
+
+@pytest.mark.parametrize("name", ["logit_normal", "logit_normal_pair"])
+def test_bad_options(name):
+    with pytest.raises(ValueError, match="std must be > 0; got -1"):
+        build("training_times", {"name": name, "std": -1.0})
