@@ -18,7 +18,11 @@ def test_every_file_is_a_method_with_one_public_name(kind, name):
 
 
 def test_nested_tables_context_and_defaults():
-    loss = build("losses", {"name": "lsd", "diagonal": 1, "times": {"name": "logit_normal_pair", "mean": 0}}, interpolant=Trigonometric())
+    loss = build(
+        "losses",
+        {"name": "lsd", "diagonal": 1, "times": {"name": "logit_normal_pair", "mean": 0}},
+        interpolant=Trigonometric(),
+    )
     assert loss.diagonal == 1
     assert loss.times == LogitNormalPair(0)
     assert loss.interpolant == Trigonometric()
@@ -31,7 +35,11 @@ def test_nested_tables_context_and_defaults():
     ("kind", "spec", "message"),
     [
         ("losses", "meanflow", r"no losses named 'meanflow'. Did you mean 'mean_flow'\? Known: .*lsd"),
-        ("losses", {"name": "lsd", "diagonl": 0.5}, r"LSD has no option 'diagonl'. Did you mean 'diagonal'\? Options: diagonal"),
+        (
+            "losses",
+            {"name": "lsd", "diagonl": 0.5},
+            r"LSD has no option 'diagonl'. Did you mean 'diagonal'\? Options: diagonal",
+        ),
         ("losses", {"name": "lsd", "diagonal": "half"}, "LSD's option 'diagonal' must be float; got 'half'"),
         ("losses", {"name": "lsd", "diagonal": True}, "must be float; got True"),
         ("losses", {"name": "lmd"}, "LMD needs the option 'teacher'"),

@@ -58,9 +58,17 @@ def test_no_import_cycles():
     for file in FILES:
         name = ".".join(file.relative_to(ROOT.parent).with_suffix("").parts).removesuffix(".__init__")
         text = file.read_text("utf-8")
-        guarded = {n.lineno for node in ast.walk(ast.parse(text)) if isinstance(node, ast.If) for n in ast.walk(node) if hasattr(n, "lineno")}
+        guarded = {
+            n.lineno
+            for node in ast.walk(ast.parse(text))
+            if isinstance(node, ast.If)
+            for n in ast.walk(node)
+            if hasattr(n, "lineno")
+        }
         top = {node.lineno for node in ast.parse(text).body}
-        graph[name] = {m for m, line in imports(file) if m.startswith("flowmaps.") and line in top and line not in guarded}
+        graph[name] = {
+            m for m, line in imports(file) if m.startswith("flowmaps.") and line in top and line not in guarded
+        }
     done, open_ = set(), []
 
     def visit(name):
@@ -88,7 +96,9 @@ def test_sizes():
 
 def test_no_swallowed_options_stubs_or_hidden_nans():
     pattern = re.compile(r"NotImplementedError|TODO|FIXME|XXX|nan_to_num|hasattr\(|\*\*kwargs\b(?!: Any)")
-    found = [f"{f}:{i}" for f in FILES for i, line in enumerate(f.read_text("utf-8").splitlines(), 1) if pattern.search(line)]
+    found = [
+        f"{f}:{i}" for f in FILES for i, line in enumerate(f.read_text("utf-8").splitlines(), 1) if pattern.search(line)
+    ]
     assert not found
 
 
@@ -105,7 +115,9 @@ def test_every_method_says_what_it_does_and_where_it_comes_from(kind, name):
     assert first.endswith("."), "one line in words, ended by a full stop"
     for option in inspect.signature(thing).parameters:
         if option not in ("shape", "classes"):
-            assert re.search(rf"^ {{4}}(?:\w+, )*{option}(?:, \w+)*: ", text, re.MULTILINE), f"{option} is not described"
+            assert re.search(rf"^ {{4}}(?:\w+, )*{option}(?:, \w+)*: ", text, re.MULTILINE), (
+                f"{option} is not described"
+            )
     if kind in REFERENCED:
         source = section(thing, "Source")
         assert re.search(r"\b(19|20)\d\d\b", source), "Source: authors, title, year"
@@ -113,7 +125,9 @@ def test_every_method_says_what_it_does_and_where_it_comes_from(kind, name):
         assert section(thing, "Cost"), "Cost: in network evaluations"
 
 
-@pytest.mark.parametrize("file", [f for f in FILES if not f.name.startswith("__")], ids=lambda f: str(f.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file", [f for f in FILES if not f.name.startswith("__")], ids=lambda f: str(f.relative_to(ROOT))
+)
 def test_everything_public_has_a_docstring(file):
     tree = ast.parse(file.read_text("utf-8"))
     assert ast.get_docstring(tree), "every file says what it is"
@@ -127,7 +141,9 @@ def run(code):
 
 
 def test_starting_is_quick_and_pulls_nothing_heavy():
-    loaded = run("import flowmaps, sys; print([m for m in ('torch', 'numpy', 'matplotlib', 'accelerate') if m in sys.modules])")
+    loaded = run(
+        "import flowmaps, sys; print([m for m in ('torch', 'numpy', 'matplotlib', 'accelerate') if m in sys.modules])"
+    )
     assert loaded.strip() == "[]"
     code = "import time, torch; a = time.perf_counter(); import flowmaps; from flowmaps.losses.lsd import LSD; print(time.perf_counter() - a)"
     # 0.3 s is the promise; the best of three keeps a busy machine from failing it.

@@ -79,7 +79,10 @@ def test_a_wrong_map_is_not_stationary(variant):
     loss = made(variant, right)
     model, g = MeanVelocity(TrueNet(wrong, shape)), stream(3)
     gradients = torch.stack(
-        [torch.autograd.grad(loss(model, pairs(right, 512, g), generator=g).mean(), model.net.head)[0] for _ in range(8)]
+        [
+            torch.autograd.grad(loss(model, pairs(right, 512, g), generator=g).mean(), model.net.head)[0]
+            for _ in range(8)
+        ]
     )
     assert (gradients.mean(0) / (gradients.std(0) / 8**0.5 + 1e-12)).square().mean() > 30
 
@@ -142,7 +145,9 @@ def test_target_and_prediction_share_dropout(name):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     # A velocity alone gives no map; logit-normal pairs hardly ever span the whole of [0, 1].
-    "variant", [v for v in VARIANTS if v["name"] != "flow_matching" and v.get("times") != "logit_normal_pair"], ids=label
+    "variant",
+    [v for v in VARIANTS if v["name"] != "flow_matching" and v.get("times") != "logit_normal_pair"],
+    ids=label,
 )
 def test_it_learns_the_map(variant):
     """From scratch to a one-step error below 15 %, in a minute at most; an untrained map errs by about 150 %."""

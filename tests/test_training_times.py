@@ -48,7 +48,9 @@ def test_uniform_pair_is_uniform_on_the_triangle():
 
 
 def test_logit_normal_pair_is_sorted_logit_normals():
-    s, t = build("training_times", {"name": "logit_normal_pair", "mean": 0.4, "std": 1.2})(200_000, torch.empty(0), stream())
+    s, t = build("training_times", {"name": "logit_normal_pair", "mean": 0.4, "std": 1.2})(
+        200_000, torch.empty(0), stream()
+    )
     both = torch.logit(torch.cat([s, t]))
     assert abs(both.mean() - 0.4) < 0.02  # five standard errors are 0.013
     assert abs(both.std() - 1.2) < 0.02

@@ -8,7 +8,9 @@ from truth import stream
 
 
 def test_fold_in_depends_on_every_counter_and_on_nothing_else():
-    first = [torch.rand(4, generator=fold_in(*c)).tolist() for c in ((0, 1, 2), (0, 1, 3), (1, 1, 2), (0, 2, 1), (0, 1))]
+    first = [
+        torch.rand(4, generator=fold_in(*c)).tolist() for c in ((0, 1, 2), (0, 1, 3), (1, 1, 2), (0, 2, 1), (0, 1))
+    ]
     again = torch.rand(4, generator=fold_in(0, 1, 2)).tolist()
     assert first[0] == again
     assert len({tuple(f) for f in first}) == 5
@@ -35,7 +37,10 @@ def test_per_sample_needs_one_generator_each():
 
 def test_a_tape_replays_the_draws_of_a_generator():
     def draws(generator):
-        return [normal((3, 2), torch.empty(0), generator), uniform((4,), torch.empty(0, dtype=torch.float32), generator)]
+        return [
+            normal((3, 2), torch.empty(0), generator),
+            uniform((4,), torch.empty(0, dtype=torch.float32), generator),
+        ]
 
     recorder = Recorder(stream(1))
     recorded = draws(recorder)

@@ -27,7 +27,9 @@ def test_grids_per_sample_and_the_callback():
 
 def test_times_meet_states_only_if_they_fit():
     x = torch.zeros(4, 4)
-    with pytest.raises(ValueError, match=r"times must have shape \(4,\) to match x \(4, 4\); got \(4, 4\). Use fill_time"):
+    with pytest.raises(
+        ValueError, match=r"times must have shape \(4,\) to match x \(4, 4\); got \(4, 4\). Use fill_time"
+    ):
         expand_time(torch.zeros(4, 4), x)
     with pytest.raises(ValueError, match=r"got \(1,\)"):
         expand_time(torch.zeros(1), x)

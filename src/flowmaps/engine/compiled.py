@@ -64,7 +64,7 @@ class Compiled:
 
         exact = gradient(eager)
         gaps = {
-            "value": float((eager - compiled).norm() / eager.norm().clamp_min(1e-12)),
+            "value": float((eager - compiled).detach().norm() / eager.detach().norm().clamp_min(1e-12)),
             "gradient": float((exact - gradient(compiled)).norm() / exact.norm().clamp_min(1e-12)),
         }
         for what, gap in gaps.items():

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from ..core.calculus import Exact
+from ..core.calculus import JVP, Central, Exact
 from .checkpoint import CheckpointError, checkpoints, verify_checkpoint
 from .run_folder import RunFolder
 
@@ -32,6 +32,7 @@ def examine_machine() -> list[Finding]:
         Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads"),
         Finding("device", True, ", ".join(gpus) or "CPU only"),
         _try("forward mode through attention", _attention, "update torch, or set loss.jvp.name=central"),
+        _try("gradient of a derivative through norms", _norm, "update flowmaps, or set loss.jvp.name=central"),
         _try("compile", _compile, "install a C++ compiler, or leave compile=false"),
         Finding(
             "disk", free > 1, f"{free:.1f} GiB free here", "" if free > 1 else "free some space: checkpoints need it"
@@ -88,6 +89,18 @@ def _attention() -> float:
     attend = lambda z: F.scaled_dot_product_attention(z, z, z)  # noqa: E731
     exact = Exact()(attend, (x,), (d,))[1]
     rough = (attend(x + 1e-6 * d) - attend(x - 1e-6 * d)) / 2e-6
+    return float((exact - rough).norm() / rough.norm())
+
+
+def _norm() -> float:
+    x, d = torch.randn(2, 4, 8, generator=torch.Generator().manual_seed(0)).double()
+    offset = torch.zeros_like(x, requires_grad=True)
+
+    def gradient(jvp: JVP) -> torch.Tensor:
+        slope = jvp(lambda z: F.layer_norm(z + offset, (8,)), (x,), (d,))[1]
+        return torch.autograd.grad(slope.square().sum(), offset)[0]
+
+    exact, rough = gradient(Exact()), gradient(Central(1e-4))
     return float((exact - rough).norm() / rough.norm())
 
 

@@ -69,9 +69,8 @@ class Step(nn.Module):
 
     def _drop_conditions(self, pair: Pair, generator: Random) -> Pair:
         drop = uniform((len(pair),), pair.x0, generator) < self.condition_dropout
-        cond = map_condition(
-            lambda c, null: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), null, c),
-            pair.cond,
-            self.model.null_condition(len(pair)),
-        )
+        null = self.model.null_condition(len(pair))
+        if null is None:  # a network without a null condition cannot be left without one
+            return pair
+        cond = map_condition(lambda c, n: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), n, c), pair.cond, null)
         return dataclasses.replace(pair, cond=cond)

@@ -1,0 +1,115 @@
+"""Two processes: gradients agree between ranks and with one process that does both shares, for every loss."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from flowmaps.build import build, names
+from flowmaps.core.random import fold_in
+from flowmaps.core.sampling import sample
+from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
+from runs import small
+
+CHILD = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+sys.path[:0] = sys.argv[2:]
+torch.set_num_threads(1)
+from test_distributed import gradient, step_for
+from flowmaps.build import names
+
+dist.init_process_group("gloo")
+found = {}
+for name in names("losses"):
+    step = step_for(name)
+    wrapped = DistributedDataParallel(step, broadcast_buffers=False)
+    found[name] = gradient(wrapped, step, dist.get_rank())
+torch.save(found, f"{sys.argv[1]}/{dist.get_rank()}.pt")
+dist.destroy_process_group()
+"""
+
+
+def step_for(name):
+    from flowmaps.core.flow_map import MeanVelocity
+    from flowmaps.couplings.independent import Independent
+    from flowmaps.engine.step import Step
+    from flowmaps.nets.mlp import MLP
+    from flowmaps.spaces.euclidean import Euclidean
+
+    torch.manual_seed(0)
+    teacher = MeanVelocity(MLP((3,), width=16, depth=2)).requires_grad_(False)
+    model = MeanVelocity(MLP((3,), width=16, depth=2))
+    loss = build("losses", {"name": name, "weighting": "learned"}, teacher=teacher)
+    return Step(model, loss, Independent(), Euclidean())
+
+
+def gradient(call, step, *ranks):
+    """Mean gradient over the shares of some ranks, each with its own data and stream."""
+    step.zero_grad()
+    for rank in ranks:
+        data = torch.randn(16, 3, generator=fold_in(5, rank))
+        loss, _ = call(data, generator=fold_in(6, rank))
+        (loss / len(ranks)).backward()
+    return {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
+
+
+def launch(code, arguments, *, module=()):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module, *code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "child.py").write_text(CHILD)
+    here = os.path.dirname(__file__)
+    launch([str(folder / "child.py")], [str(folder), here, os.path.dirname(here)])
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", names("losses"))
+def test_gradients_agree_between_ranks_and_with_one_process(name, ranks):
+    alone = step_for(name)
+    want = gradient(alone, alone, 0, 1)
+    for got in (ranks[0][name], ranks[1][name]):
+        assert got.keys() == want.keys()
+        for key, value in want.items():
+            assert torch.equal(ranks[0][name][key], ranks[1][name][key])
+            # float32 sums in another order
+            assert (got[key] - value).abs().max() <= 1e-6 * (1 + value.abs().max())
+
+
+@pytest.mark.slow
+def test_a_run_on_two_processes_trains_and_resumes(tmp_path):
+    """`torchrun -m flowmaps.cli train`: both ranks stay one model, and the run folder is that of one run."""
+    from flowmaps.engine.config import write_config
+
+    config = small(images=640)
+    config["net"]["width"] = 24
+    (tmp_path / "mine.toml").write_text(write_config(config))
+    module = ["-m", "flowmaps.cli"]
+    launch([], ["train", str(tmp_path / "mine.toml"), "save.every=320", "--out", str(tmp_path / "run"), "--quiet"], module=module)
+    whole = load_checkpoint(find_checkpoint(tmp_path / "run"))
+    assert whole.images == 640
+    half = tmp_path / "run" / "checkpoints" / "000000000320"
+    find_checkpoint(tmp_path / "run").rename(tmp_path / "kept")
+    launch([], ["train", "--resume", str(half), "--quiet"], module=module)
+    again = load_checkpoint(find_checkpoint(tmp_path / "run"))
+    assert all(torch.equal(again.weights[k], v) for k, v in whole.weights.items())
+
+
+def test_sampling_is_not_changed_by_the_engine():
+    """A map that left a step is the map that went in."""
+    step = step_for("lsd")
+    x = torch.randn(4, 3, generator=fold_in(1))
+    before = sample(step.model, x, [0.0, 1.0])
+    gradient(step, step, 0)
+    assert torch.equal(sample(step.model, x, [0.0, 1.0]), before)

@@ -1,0 +1,111 @@
+"""N steps are k steps and N - k more, bit for bit, wherever the run was cut."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from flowmaps.engine.checkpoint import CheckpointError, checkpoints, find_checkpoint, load_checkpoint
+from flowmaps.engine.config import ConfigError
+from flowmaps.engine.train import TrainingStopped
+from runs import same, small, train_quickly
+
+# 360 data, batches of 32: the first pass ends within step 12. A run of 20 steps is cut at its start, in mid-pass, in the
+# step over the edge, right behind it, and before its last step.
+CUTS = [1, 5, 11, 12, 19]
+
+
+def cut_config(**options):
+    return small(
+        images=640, data={"name": "digits", "split": "test"}, mirror=True, condition_dropout=0.2,
+        loss={"name": "lsd", "weighting": "learned"}, optimizer={"name": "torch.optim:AdamW", "lr": 1e-2}, **options,
+    )  # fmt: skip
+
+
+def states(path):
+    back = load_checkpoint(find_checkpoint(path))
+    counters = {k: v for k, v in back.counters.items() if k != "seconds"}
+    return {"weights": back.weights, "ema": back.ema, "optimizer": back.optimizer, "counters": counters}
+
+
+def losses(path):
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows if "loss" in row]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        path = tmp_path_factory.mktemp("straight") / "run"
+        train_quickly(cut_config(), path, patch)
+        return states(path), losses(path)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("cut", CUTS)
+def test_resumed_is_straight_bit_for_bit(cut, workers, straight, tmp_path, monkeypatch):
+    if workers and cut != 11:
+        pytest.skip("one cut is enough to compare readers")
+    config, path = cut_config(workers=workers), tmp_path / "run"
+    config["save"] = {"every": 32 * cut, "keep": 100}
+    train_quickly(config, path, monkeypatch)
+    first = checkpoints(path / "checkpoints")[0]
+    assert int(first.name) == 32 * cut
+    for later in checkpoints(path / "checkpoints")[1:]:
+        later.rename(tmp_path / later.name)
+    train_quickly(config, path, monkeypatch, resume=first)
+    assert same(states(path), straight[0])
+    assert losses(path) == straight[1]
+    assert len(losses(path)) == 2
+
+
+def test_another_seed_is_another_run(straight, tmp_path, monkeypatch):
+    train_quickly(cut_config(seed=1), tmp_path / "run", monkeypatch)
+    assert not same(states(tmp_path / "run"), straight[0])
+
+
+def test_interrupting_saves_and_says_how_to_continue(straight, tmp_path, monkeypatch):
+    path = tmp_path / "run"
+
+    def interrupt():
+        while not (path / "run.toml").exists():
+            time.sleep(0.01)
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(TrainingStopped, match=r"interrupted. Saved at [\d,]+ of 6,400 images") as stopped:
+        train_quickly(cut_config() | {"images": 6400}, path, monkeypatch)
+    thread.join()
+    assert f"flowmaps train --resume {path}" in str(stopped.value)
+    assert 0 < load_checkpoint(find_checkpoint(path)).images < 6400
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_run_is_never_overwritten(tmp_path, monkeypatch):
+    train_quickly(small(images=32), tmp_path / "run", monkeypatch)
+    with pytest.raises(ConfigError, match="must be a folder without a run.*Continue it with --resume"):
+        train_quickly(small(images=32), tmp_path / "run", monkeypatch)
+
+
+def test_resuming_from_nothing_or_from_damage_is_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    train_quickly(small(images=64), path, monkeypatch)
+    checkpoint = find_checkpoint(path)
+    (checkpoint / "optimizer.pt").unlink()
+    with pytest.raises(CheckpointError, match="optimizer.pt must be part of the checkpoint"):
+        train_quickly(small(images=96), path, monkeypatch, resume=checkpoint)
+    with pytest.raises(CheckpointError):
+        train_quickly(small(images=96), path, monkeypatch, resume=tmp_path / "nowhere")
+
+
+def test_resuming_into_another_network_is_an_error(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    train_quickly(small(images=64), path, monkeypatch)
+    other = small(images=96, net={"name": "mlp", "width": 24, "depth": 2})
+    with pytest.raises(ConfigError, match="must keep its network, loss and optimizer"):
+        train_quickly(other, path, monkeypatch, resume=find_checkpoint(path))
