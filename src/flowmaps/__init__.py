@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-_WHERE = {"Flow": "flow", "build": "build", "load": "flow"}
-__all__ = ["Flow", "build", "load"]  # pyright: ignore[reportUnsupportedDunderAll]
+_WHERE = {"Flow": "flow", "load": "flow"}
+__all__ = ["Flow", "load"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

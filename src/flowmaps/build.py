@@ -12,6 +12,7 @@ from typing import Any
 
 # Which folder a table of that name, or a nested parameter of that name, refers to.
 KINDS = {
+    "base": "interpolants",
     "coupling": "couplings",
     "data": "data",
     "diagonal_times": "training_times",
@@ -21,7 +22,6 @@ KINDS = {
     "loss": "losses",
     "map": "maps",
     "net": "nets",
-    "path": "interpolants",
     "sampler": "samplers",
     "space": "spaces",
     "times": "training_times",

@@ -46,10 +46,10 @@ def show(name: Annotated[str, typer.Argument(help="A method, kind/method, or rec
 
     wanted, slash, method = name.rpartition("/")
     found = [k for k in ([wanted] if slash else kinds()) if method in names(k)]
-    if not found and name in recipe_names():
-        print(find_recipe(name).read_text("utf-8"), end="")
-        return
-    if not found:
+    recipe = name in recipe_names()
+    if recipe:
+        print(f"recipes/{name}.toml\n\n{find_recipe(name).read_text('utf-8')}")
+    if not found and not recipe:
         from difflib import get_close_matches
 
         every = [*{n for k in kinds() for n in names(k)}, *recipe_names()]

@@ -88,6 +88,7 @@ def _new_folder(name: str) -> Path:
 def _done(folder: Path) -> None:
     from .sampling import print_evaluation
 
-    print_evaluation(folder)
+    if (folder / "evaluation.json").is_file():
+        print_evaluation(folder)
     print(f"run     {folder}\nreport  {folder / 'report.html'}")
     print(f"sample  flowmaps sample {folder} --steps 1,2,4 --out grid.png")

@@ -48,6 +48,7 @@ DEFAULTS: Config = {
     "device": "auto",  # or "cpu"
     "workers": 0,  # processes that read data
     "save": {"every": 0, "keep": 2},  # images between checkpoints (0: a tenth of the run), and how many stay
+    "evaluate": True,  # measure the finished flow
     "sample": {"sampler": "jump", "steps": [1, 2, 4, 8], "guidance": 1.0},
 }
 _TYPES = {"teacher": (str, dict), "clip": (int, float), "condition_dropout": (int, float)}

@@ -22,7 +22,7 @@ class ProgressLine:
     def __init__(self, label: str, total: int, unit: str = "images", done: int = 0, quiet: bool = False) -> None:
         self.console = Console(stderr=True)
         self.label, self.total, self.unit, self.start, self.done = label, total, unit, done, done
-        self.quiet, self.began, self.printed = quiet, time.monotonic(), 0.0
+        self.quiet, self.began, self.printed, self.note = quiet, time.monotonic(), 0.0, ""
         self.bar: Progress | None = None
         if self.console.is_terminal and not quiet:
             self.bar = Progress(
@@ -44,7 +44,7 @@ class ProgressLine:
         if self.bar is not None:
             self.bar.stop()
         elif kind is None and not self.quiet:
-            self._line("")
+            self._line(self.note)
 
     @property
     def rate(self) -> float:
@@ -58,7 +58,7 @@ class ProgressLine:
             done: units done.
             note: what else to show, for example the loss.
         """
-        self.done = done
+        self.done, self.note = done, note
         if self.bar is not None:
             self.bar.update(self.task, completed=done, note=f"{note}  {self.rate:,.0f} {self.unit}/s".strip())
         elif not self.quiet and time.monotonic() - self.printed > 10:

@@ -98,7 +98,7 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
     shown = dataclasses.replace(flow, model=as_map(average, step.loss))
     loop = _Loop(config, run, data, shown, accelerator, step, wrapped, wrapped_optimizer, average, state, rate)
     loop.go(quiet or not accelerator.is_main_process)
-    if accelerator.is_main_process:
+    if config["evaluate"] and accelerator.is_main_process:
         _finish(config, run, shown, data, quiet)
     accelerator.wait_for_everyone()
     return out

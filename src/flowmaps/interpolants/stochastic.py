@@ -18,14 +18,14 @@ class Stochastic(Interpolant):
     The power 1/2 is the Brownian bridge, whose velocity has infinite variance at the ends; the power 1 has not.
 
     Args:
-        path: the path without latent noise.
+        base: the path without latent noise.
         scale: size of the noise.
         power: shape of the noise near the ends, at least 1/2.
     Source: Albergo, Boffi & Vanden-Eijnden, Stochastic interpolants: a unifying framework for flows and diffusions,
         2023, arXiv:2303.08797, Section 4.3 and Table 8.
     """
 
-    path: Interpolant = Linear()
+    base: Interpolant = Linear()
     scale: float = 1.0
     power: float = 1.0
 
@@ -34,16 +34,16 @@ class Stochastic(Interpolant):
             raise ValueError(f"scale must be > 0 and power >= 0.5; got {self.scale} and {self.power}.")
 
     def alpha(self, t: Tensor) -> Tensor:
-        return self.path.alpha(t)
+        return self.base.alpha(t)
 
     def beta(self, t: Tensor) -> Tensor:
-        return self.path.beta(t)
+        return self.base.beta(t)
 
     def alpha_dot(self, t: Tensor) -> Tensor:
-        return self.path.alpha_dot(t)
+        return self.base.alpha_dot(t)
 
     def beta_dot(self, t: Tensor) -> Tensor:
-        return self.path.beta_dot(t)
+        return self.base.beta_dot(t)
 
     def gamma(self, t: Tensor) -> Tensor:
         return self.scale * (t * (1 - t)) ** self.power

@@ -1,0 +1,239 @@
+"""Every verb of the command line on small runs: what it writes, what it says, and how it fails."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import flowmaps
+from flowmaps.build import kinds, names
+from flowmaps.cli.__main__ import app
+from flowmaps.engine.config import recipe_names
+
+TINY = [
+    "images=640", "batch=32", "net.width=16", "net.depth=2", "save.every=320", "device=cpu", "sample.steps=[1, 2]",
+    "evaluate=false",
+]  # fmt: skip
+
+
+def flow(*words, cwd=None, code=0, **options):
+    """Run the command line as a user does."""
+    environment = os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "flowmaps.cli", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False, **options)
+    assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "tiny"
+    text = flow("train", "digits", *TINY, "evaluate=true", "--out", path)
+    return path, text
+
+
+def test_help_is_complete_and_quick():
+    began = time.perf_counter()
+    text = flow("--help")
+    assert time.perf_counter() - began < 2  # 0.5 s is the promise, tested apart; here machines may be busy
+    for verb in ("train", "distill", "sample", "evaluate", "list", "show", "cite", "doctor", "--debug"):
+        assert verb in text
+    assert "--dry-run" in flow("train", "--help")
+
+
+def test_train_writes_a_run_folder(run):
+    path, text = run
+    assert {"run.toml", "environment.json", "metrics.jsonl", "evaluation.json", "report.html", "checkpoints", "samples"} <= set(os.listdir(path))
+    assert re.search(r"train: 640/640 images  loss \d+\.\d+  [\d,]+ images/s", text), "plain lines when piped"
+    assert f"flowmaps sample {path}" in text
+    assert "floor" in text
+    result = json.loads((path / "evaluation.json").read_text())
+    assert [row["steps"] for row in result["rows"]] == [1, 2, 4, 8, 16]
+    assert "1438 samples (seed 0) against 359 held-out data of digits" in result["protocol"]
+    assert Image.open(path / "samples" / "000000000640.png").size[0] > 100
+
+
+def test_report_is_one_page_that_needs_no_network(run):
+    page = (run[0] / "report.html").read_text()
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
+    assert page.count("data:image/png;base64,") == 2, "one picture per save"
+    for word in ("Samples over time", "Quality against number of evaluations", "loss terms", "residuals of the three identities",
+                 "2505.18825", "[optimizer]", "&quot;torch&quot;"):
+        assert word in page
+    assert page.count("<svg") == 5
+
+
+def test_python_loads_the_run(run):
+    held = flowmaps.load(run[0])
+    assert held.sample(3, steps=2, seed=0, label=7).shape == (3, 1, 8, 8)
+    raw = flowmaps.load(run[0], weights="weights")
+    x = torch.zeros(2, 1, 8, 8)
+    assert not torch.equal(held.velocity(x, 0.5), raw.velocity(x, 0.5)), "the average moved, and is the default"
+    first = sorted((run[0] / "checkpoints").iterdir())[0]
+    assert not torch.equal(flowmaps.load(first).velocity(x, 0.5), held.velocity(x, 0.5)), "a checkpoint by name"
+    with pytest.raises(ValueError, match="weights must be one of 'ema', 'weights'; got 'best'"):
+        flowmaps.load(run[0], weights="best")
+
+
+def test_sample(run, tmp_path):
+    text = flow("sample", run[0], "--steps", "1,2", "--n", 5, "--out", tmp_path / "g.png", "--raw", tmp_path / "x.npz", "--label", 3)
+    assert "picture" in text
+    arrays = np.load(tmp_path / "x.npz")
+    assert arrays["steps_1"].shape == arrays["steps_2"].shape == (5, 1, 8, 8)
+    assert arrays["labels"].tolist() == [3] * 5
+    again = flowmaps.load(run[0]).sample(5, 2, label=3)
+    assert np.array_equal(arrays["steps_2"], again.numpy()), "the same seed gives the same samples everywhere"
+    assert Image.open(tmp_path / "g.png").size[0] > 200
+
+
+def test_evaluate(run, tmp_path):
+    text = flow("evaluate", run[0], "--steps", "1,3", "--n", 200, "--out", tmp_path / "e.json", "--sampler", "heun", "--guidance", 1.5)
+    rows = json.loads((tmp_path / "e.json").read_text())["rows"]
+    assert [row["evaluations"] for row in rows] == [4, 12], "Heun calls twice a step, guidance doubles"
+    assert "energy" in text
+    kept = (run[0] / "evaluation.json").read_text()
+    assert json.loads(kept)["sampler"] == "jump", "another file leaves the run's own alone"
+
+
+def test_resume_and_new_folders(tmp_path):
+    flow("train", "digits", *TINY, "--quiet", cwd=tmp_path)
+    first = tmp_path / "runs" / "digits-001"
+    assert first.is_dir()
+    half = sorted((first / "checkpoints").iterdir())[0]
+    weights = flowmaps.load(first, "weights").velocity(torch.ones(1, 1, 8, 8), 0.5)
+    flow("train", "--resume", half, "--quiet")
+    assert torch.equal(flowmaps.load(first, "weights").velocity(torch.ones(1, 1, 8, 8), 0.5), weights)
+    assert "images=960" not in flow("train", "--resume", first, "images=960", "--quiet")
+    assert json.loads((first / "metrics.jsonl").read_text().splitlines()[-1])["images"] == 960
+    text = flow("train", "digits", *TINY, "--out", first, code=2)
+    assert f"Continue it with --resume {first}" in text
+
+
+def test_distill_and_two_stages(tmp_path):
+    flow("train", "digits", *TINY, "loss=flow_matching", "--out", tmp_path / "t", "--quiet")
+    flow("distill", tmp_path / "t", "digits_distill", *TINY, "--out", tmp_path / "s", "--quiet")
+    assert not (tmp_path / "s" / "teacher").exists()
+    x = torch.zeros(1, 1, 8, 8)
+    teacher = flowmaps.load(tmp_path / "t")
+    halves = teacher.map(teacher.map(x, 0.0, 0.5), 0.5, 1.0)
+    assert torch.allclose(halves, x + 0.5 * teacher.velocity(x, 0.0) + 0.5 * teacher.velocity(x + 0.5 * teacher.velocity(x, 0.0), 0.5))
+    flow("train", "digits_distill", *TINY, "teacher.images=320", "--out", tmp_path / "both", "--quiet")
+    assert (tmp_path / "both" / "teacher" / "report.html").exists()
+    assert flowmaps.load(tmp_path / "both" / "teacher").config["loss"]["name"] == "flow_matching"
+
+
+def test_interrupting_saves_says_how_and_fails(tmp_path):
+    path = tmp_path / "run"
+    command = [sys.executable, "-m", "flowmaps.cli", "train", "digits", "batch=32", "device=cpu", "--out", str(path)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (path / "run.toml").exists() and child.poll() is None:
+        time.sleep(0.05)
+    time.sleep(2)
+    child.send_signal(signal.SIGINT)
+    _, text = child.communicate(timeout=60)
+    assert child.returncode == 1
+    assert "Traceback" not in text
+    assert f"flowmaps train --resume {path}" in text
+    assert list((path / "checkpoints").iterdir())
+
+
+def test_list_show_cite(tmp_path):
+    def flow(*words):
+        return CliRunner().invoke(app, words, catch_exceptions=False).output
+
+    text = flow("list")
+    assert all(kind in text for kind in kinds())
+    for kind in kinds():
+        listed = flow("list", kind)
+        assert all(re.search(rf"^{name}\b", listed, re.MULTILINE) for name in names(kind)), kind
+    assert all(name in flow("list", "recipes") for name in recipe_names())
+    text = flow("show", "mean_flow")
+    assert "Source: Geng" in text
+    assert "diagonal = 0.75" in text
+    assert "mean_flow.py" in text
+    assert "images =" in flow("show", "digits")
+    assert "data/digits" in flow("show", "data/digits")
+    assert "arXiv:2505.18825" in flow("cite", "digits")
+    assert "no match" not in flow("cite", "digits_distill")
+
+
+def test_cite_a_run(run):
+    assert "losses/lsd" in flow("cite", run[0])
+
+
+def test_doctor_and_dry_run(run):
+    text = flow("doctor", run[0], code=1)
+    assert "BAD  quality" in text, "twenty steps are not enough"
+    for word in ("torch", "forward mode through attention", "gradient of a derivative through norms", "compile", "disk", "checkpoints"):
+        assert re.search(rf"^(ok  |BAD ) {word}", text, re.MULTILINE), word
+    assert "tangents" in flow("train", "digits", *TINY, "--dry-run")
+
+
+def test_doctor_finds_what_is_wrong(run, tmp_path):
+    import shutil
+
+    hurt = tmp_path / "hurt"
+    shutil.copytree(run[0], hurt)
+    newest = sorted((hurt / "checkpoints").iterdir())[-1]
+    (newest / "ema.safetensors").write_bytes(b"")
+    with (hurt / "metrics.jsonl").open("a") as stream:
+        stream.write(json.dumps({"images": 640, "skipped": 1, "bad_batch": [4, 5]}) + "\n")
+    text = flow("doctor", hurt, code=1)
+    assert re.search(r"BAD  checkpoints: .*ema.safetensors", text)
+    assert re.search(r"BAD  finite steps: 1 steps were skipped", text)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "RECIPE must be given. Recipes: checkerboard"),
+        (["train", "digit"], "no recipe named 'digit'. Did you mean 'digits'?"),
+        (["train", "digits", "los.diagonal=1"], "a run has no option 'los'. Did you mean 'loss'?"),
+        (["train", "digits", "loss.diagonl=1"], "LSD has no option 'diagonl'. Did you mean 'diagonal'?"),
+        (["train", "digits", "loss.diagonal=2"], "diagonal must lie between 0 and 1"),
+        (["train", "digits", "loss.diagonal=x"], "LSD's option 'diagonal' must be float; got 'x'"),
+        (["train", "digits", "data=nowhere"], "no data named 'nowhere'"),
+        (["train", "digits", "data.name=arrays", "data.path=/none.npy"], "data.path must be an existing .npy or .npz file"),
+        (["train", "digits", "loss=lmd"], "Use `flowmaps distill TEACHER RECIPE`"),
+        (["distill", "/none", "digits_distill"], "/none must be a run folder with a checkpoint; there is no such folder"),
+        (["distill", "/none"], "RECIPE must be given after TEACHER"),
+        (["sample", "/none"], "/none must be a run folder"),
+        (["sample", "/none", "--steps", "1,x"], "--steps must be whole numbers from 1"),
+        (["sample", "/none", "--out", "x.jpg"], "must be a .png file in an existing folder"),
+        (["train", "--resume", "/none"], "/none must be a run folder"),
+        (["list", "loses"], "there is no kind 'loses'. Did you mean 'losses'?"),
+        (["show", "lds"], "there is no 'lds'. Did you mean 'lsd'?"),
+        (["cite", "nothing"], "no recipe named 'nothing'"),
+    ],
+)
+def test_errors_name_the_fix(words, message, tmp_path):
+    code = 1 if "/none" in words and "--steps" not in words and "--out" not in words and "RECIPE" not in message else 2
+    assert message in flow(*words, code=code, cwd=tmp_path).replace("\n", " ")
+
+
+def test_wrong_use_of_the_parser(tmp_path):
+    assert "No such option" in flow("sample", "x", "--stepz", "1", code=2)
+    assert "sampel" in flow("sampel", code=2)
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "flowmaps.cli", "train", "digit", "--debug"], capture_output=True, text=True, check=False)
+    assert "Traceback" in done.stderr
+    assert done.returncode == 1
+
+
+def test_a_closed_pipe_is_no_error_message():
+    command = f"{sys.executable} -m flowmaps.cli list losses | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "error" not in done.stderr

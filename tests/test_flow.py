@@ -1,0 +1,115 @@
+"""What a user holds: sampling, mapping, labels, seeds, loading."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import flowmaps
+from flowmaps.core.flow_map import EulerMap
+from flowmaps.core.interpolant import Linear
+from flowmaps.couplings.independent import Independent
+from flowmaps.flow import Flow
+from flowmaps.interpolants.variance_exploding import VarianceExploding
+from flowmaps.spaces.euclidean import Euclidean
+from truth import SHAPES, eight_gaussians, gaussian, stream
+
+
+def flow_of(shape=(3,), path=Linear(), space=Euclidean()):
+    return Flow(gaussian(shape, path), path, Independent(), space, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_samples_do_not_depend_on_batch_or_number(shape):
+    flow = flow_of(shape)
+    whole = flow.sample(7, steps=2, seed=3)
+    assert whole.shape == (7, *shape)
+    assert torch.equal(flow.sample(7, steps=2, seed=3, batch=2), whole)
+    assert torch.equal(flow.sample(2, steps=2, seed=3), whole[:2])
+    assert torch.equal(flow.sample(3, steps=2, seed=3, first=4), whole[4:])
+    assert not torch.equal(flow.sample(7, steps=2, seed=4), whole)
+
+
+@pytest.mark.parametrize("path", [Linear(), VarianceExploding(0.01, 50.0)], ids=lambda p: type(p).__name__)
+def test_samples_of_the_true_map_have_the_law_of_the_data(path):
+    flow = flow_of((2,), path)
+    x = flow.sample(20_000, steps=1, batch=20_000)
+    # Five standard errors: 0.7 % times 5; the exploding path adds 1e-4 of noise and 1/50 of missing mean.
+    assert ((x.mean(0) - flow.model.mean) / flow.model.std).abs().max() < 0.06
+    assert (x.std(0) / flow.model.std - 1).abs().max() < 0.03
+
+
+def test_space_decodes():
+    plain, scaled = flow_of(), flow_of(space=Euclidean(shift=10.0, scale=2.0))
+    assert torch.allclose(scaled.sample(4), 2 * plain.sample(4) + 10)
+    assert torch.allclose(scaled.space.decode(scaled.space.encode(torch.ones(2, 3))), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="scale must be > 0"):
+        Euclidean(scale=0.0)
+
+
+def test_map_and_velocity_take_numbers_or_tensors():
+    flow, x = flow_of(), torch.randn(4, 3, generator=stream())
+    y = flow.map(x, 0.2, torch.full((4,), 0.7))
+    assert torch.equal(y, flow.model(x, torch.full((4,), 0.2), torch.full((4,), 0.7)))
+    assert (flow.map(y, 0.7, 0.2) - x).abs().max() < 1e-12
+    assert torch.equal(flow.velocity(x, 0.3), flow.model.velocity(x, torch.full((4,), 0.3)))
+    assert not y.requires_grad
+
+
+def labelled():
+    model = eight_gaussians(labels=torch.arange(8) % 4, steps=24)
+    return Flow(model, Linear(), Independent(), Euclidean(), (2,), 4)
+
+
+def test_labels_take_turns_or_are_given():
+    flow = labelled()
+    assert flow.labels(6).tolist() == [0, 1, 2, 3, 0, 1]
+    assert flow.labels(3, first=5).tolist() == [1, 2, 3]
+    assert flow.labels(3, 2).tolist() == [2, 2, 2]
+    assert flow.labels(2, [4, 0]).tolist() == [4, 0], "the number of classes stands for none"
+    near = (flow.sample(6, 1)[:, None] - flow.model.means).norm(dim=2).argmin(1)
+    assert (near % 4).tolist() == [0, 1, 2, 3, 0, 1]
+    for wrong in (5, -1, [0, 1, 2]):
+        with pytest.raises(ValueError, match="label must be one class, or 2 of them, from 0 to 3"):
+            flow.labels(2, wrong)
+    with pytest.raises(ValueError, match="label must be left out: this flow has no classes"):
+        flow_of().sample(2, label=1)
+
+
+def test_guidance_sharpens():
+    flow = labelled()
+    a, b = (flow.sample(50, 20, label=0, sampler="heun", guidance=g) for g in (1.0, 3.0))
+    assert not torch.equal(a, b)
+    assert torch.equal(flow.sample(5, 2, label=0, guidance=1.0), flow.sample(5, 2, label=0))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n": 0}, "n and batch must be at least 1"),
+        ({"n": 1, "steps": 0}, "steps must be at least 1"),
+        ({"n": 1, "steps": [0.0, 0.7, 0.5, 1.0]}, "times that increase from 0 to 1"),
+        ({"n": 1, "steps": [0.0, 0.9]}, "times that increase from 0 to 1"),
+        ({"n": 1, "sampler": "hune"}, "Did you mean 'heun'"),
+    ],
+)
+def test_bad_requests(options, message):
+    with pytest.raises(ValueError, match=message):
+        flow_of().sample(**options)
+
+
+def test_times_may_be_given_and_progress_is_told():
+    flow, told = flow_of(), []
+    assert torch.allclose(flow.sample(4, [0.0, 0.1, 1.0], callback=told.append, batch=3), flow.sample(4, 1))
+    assert told == [3, 4]
+
+
+def test_a_stochastic_path_starts_from_its_own_source():
+    flow = flow_of(path=VarianceExploding(0.01, 50.0))
+    silent = dataclasses.replace(flow, model=EulerMap(lambda x, t, cond: torch.zeros_like(x)))
+    assert abs(silent.sample(4000, 1, batch=4000).std() - 50) < 3
+
+
+def test_lazy_names():
+    assert flowmaps.Flow is Flow
+    assert callable(flowmaps.load)
