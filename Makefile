@@ -1,0 +1,59 @@
+# Everything sets itself up: a virtual environment in .venv, packages pinned by constraints.txt, torch's CPU build first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test test-slow check mutate bench docs clean
+
+# Train on the built-in digits, measure, and write a picture and a report.
+demo: .venv/.core
+	$(BIN)/flowmaps train digits
+
+# The fast suite, under five minutes on two cores.
+test: .venv/.dev
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The rest of the suite.
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -n 2 -m slow
+
+# Lint, format, types, the house rules (layers, sizes, docstrings, import time).
+check: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -q tests/test_layers.py
+
+# Break each method on purpose and show that a test notices.
+mutate: .venv/.dev
+	$(BIN)/python tests/mutate.py
+
+# The tables of benchmarks/ anew; about half an hour.
+bench: .venv/.core
+	$(BIN)/python benchmarks/checkerboard.py
+	$(BIN)/python benchmarks/residuals.py
+
+docs: .venv/.docs
+	$(BIN)/python docs/methods.py
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build
+	@echo docs/_build/index.html
+
+.venv/.python:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/.core: .venv/.python pyproject.toml constraints.txt
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/.dev: .venv/.core
+	$(INSTALL) --editable ".[dev]"
+	touch $@
+
+.venv/.docs: .venv/.core
+	$(INSTALL) --editable ".[docs]"
+	touch $@
+
+clean:
+	rm -rf .venv docs/_build docs/methods
