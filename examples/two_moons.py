@@ -1,14 +1,15 @@
 """The whole idea in one file: learn a flow map of two moons in the plane and sample it in 1, 2 and 4 steps.
 
-Everything that the library does for you is written out: the path, the two losses, the loop, the sampler. Only torch, and
-matplotlib for the picture. Run it with `python examples/two_moons.py`; it takes a minute on one core.
+Everything that the library does for you is written out: the path, the two losses, the loop, the sampler. Only torch,
+and matplotlib for the picture. Run it with `python examples/two_moons.py`; it takes a minute on one core.
 
-A flow carries noise at time 0 to data at time 1 along dx/dt = b_t(x). Its flow map X_{s,t} jumps from time s to time t.
+A flow carries noise at time 0 to data at time 1 along dx/dt = b_t(x). Its flow map X_{s,t} jumps from time s to t.
 Written as X_{s,t}(x) = x + (t - s) u_{s,t}(x), its diagonal u_{t,t} is the velocity b_t, so one network holds both.
 """
 
 import argparse
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -46,14 +47,14 @@ def two_moons(n, generator):
 
 
 def flow_matching(net, x0, x1, generator):
-    """On the diagonal, the velocity by regression: |u_{t,t}(x_t) - (x1 - x0)|^2 on the line x_t between noise and data."""
+    """On the diagonal, the velocity by regression: |u_{t,t}(x_t) - (x1 - x0)|^2, x_t on the line from noise to data."""
     t = torch.rand(len(x0), generator=generator)
     x = torch.lerp(x0, x1, t[:, None])
     return (net(x, t, t) - (x1 - x0)).square().mean()
 
 
 def lagrangian(net, x0, x1, generator):
-    """Off it, the map follows its own velocity: |d_t X_{s,t}(x_s) - b_t(X_{s,t}(x_s))|^2, the second term held fixed."""
+    """Off it, the map follows its own velocity: |d_t X_{s,t}(x_s) - b_t(X_{s,t}(x_s))|^2, with b_t held fixed."""
     s, t = torch.rand(2, len(x0), generator=generator).sort(0).values
     x = torch.lerp(x0, x1, s[:, None])
     y, speed = torch.func.jvp(lambda t: jump(net, x, s, t), (t,), (torch.ones_like(t),))
@@ -69,7 +70,8 @@ def train(steps, seed=0):
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(steps):
         x0, x1 = torch.randn(512, 2, generator=generator), two_moons(512, generator)
-        loss = 0.75 * flow_matching(net, x0[:384], x1[:384], generator) + 0.25 * lagrangian(net, x0[384:], x1[384:], generator)
+        on = flow_matching(net, x0[:384], x1[:384], generator)
+        loss = 0.75 * on + 0.25 * lagrangian(net, x0[384:], x1[384:], generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -83,7 +85,7 @@ def train(steps, seed=0):
 def sample(net, x, steps):
     """The number of steps is chosen here, after training."""
     grid = torch.linspace(0, 1, steps + 1)
-    for s, t in zip(grid[:-1], grid[1:], strict=True):
+    for s, t in pairwise(grid):
         x = jump(net, x, s.expand(len(x)), t.expand(len(x)))
     return x
 
@@ -98,7 +100,8 @@ def main():
     options.add_argument("--out", default="two_moons.png")
     given = options.parse_args()
     net, generator = train(given.steps), torch.Generator().manual_seed(1)
-    noise, real, other = torch.randn(2000, 2, generator=generator), two_moons(2000, generator), two_moons(2000, generator)
+    noise = torch.randn(2000, 2, generator=generator)
+    real, other = two_moons(2000, generator), two_moons(2000, generator)
     print(f"energy distance between two real samples: {energy_distance(real, other):.4f}")
     found = {steps: sample(net, noise, steps) for steps in (1, 2, 4)}
     for steps, x in found.items():
@@ -110,7 +113,8 @@ def main():
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 4, figsize=(12, 3.2))
-    for axis, (title, x) in zip(axes, {**{f"{k} step": v for k, v in found.items()}, "data": real}.items(), strict=True):
+    shown = {f"{k} step": x for k, x in found.items()} | {"data": real}
+    for axis, (title, x) in zip(axes, shown.items(), strict=True):
         axis.plot(*x.T, ".", markersize=1.5)
         axis.set(title=title, xlim=(-2.4, 2.4), ylim=(-2, 2), xticks=[], yticks=[])
     figure.savefig(given.out, dpi=100)

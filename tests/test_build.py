@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from truth import gaussian, stream
 
 from flowmaps.build import build, find, kinds, names, resolve
 from flowmaps.core.interpolant import Linear
@@ -9,7 +10,6 @@ from flowmaps.core.times import UniformPair
 from flowmaps.core.types import Pair
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.training_times.logit_normal_pair import LogitNormalPair
-from truth import gaussian, stream
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k in kinds() for n in names(k)], ids=lambda v: v)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from truth import SHAPES, stream
 
 from flowmaps.build import build, names
-from truth import SHAPES, stream
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from truth import SHAPES, eight_gaussians, gaussian, stream
 
 import flowmaps
 from flowmaps.core.flow_map import EulerMap
@@ -12,7 +13,6 @@ from flowmaps.couplings.independent import Independent
 from flowmaps.flow import Flow
 from flowmaps.interpolants.variance_exploding import VarianceExploding
 from flowmaps.spaces.euclidean import Euclidean
-from truth import SHAPES, eight_gaussians, gaussian, stream
 
 
 def flow_of(shape=(3,), path=Linear(), space=Euclidean()):

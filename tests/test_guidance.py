@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from truth import eight_gaussians, stream
 
 from flowmaps.build import build, names
 from flowmaps.core.sampling import sample
-from truth import eight_gaussians, stream
 
 
 def conditional():

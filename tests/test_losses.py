@@ -4,14 +4,16 @@ import inspect
 
 import pytest
 import torch
+from truth import SHAPES, TrueNet, gaussian, stream, true_model
 
 from flowmaps.build import build, find, names
+from flowmaps.core import identities
 from flowmaps.core.flow_map import EulerMap, MeanVelocity
 from flowmaps.core.report import listen
+from flowmaps.core.times import UniformPair
 from flowmaps.core.types import Pair
 from flowmaps.couplings.independent import Independent
 from flowmaps.nets.mlp import MLP
-from truth import SHAPES, TrueNet, gaussian, stream, true_model
 
 LOSSES = names("losses")
 # Every published variant of a loss is tested like the loss itself.
@@ -85,6 +87,56 @@ def test_a_wrong_map_is_not_stationary(variant):
         ]
     )
     assert (gradients.mean(0) / (gradients.std(0) / 8**0.5 + 1e-12)).square().mean() > 30
+
+
+# Evaluations with and without gradient that the docstrings promise off the diagonal, the teacher's among them.
+EVALUATIONS = {
+    "flow_matching": (1, 0),
+    "lsd": (1, 1),
+    "lsd-stopped": (1, 2),
+    "esd": (1, 2),
+    "esd-convex": (1, 1),
+    "esd-none": (2, 0),
+    "psd": (1, 2),
+    "mean_flow": (1, 1),
+    "lmd": (1, 1),
+    "emd": (1, 1),
+    "pfmm": (1, 4),
+}
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if label(v) in EVALUATIONS], ids=label)
+def test_targets_carry_no_gradient(variant):
+    """At the truth a missing stop changes nothing, since the residual is zero; so it is looked for directly."""
+    seen = []
+
+    class Watched(TrueNet):
+        def forward(self, x, s, t, cond=None):
+            seen.append(torch.is_grad_enabled())
+            return super().forward(x, s, t, cond)
+
+    flow = gaussian()
+    off = {"diagonal": 0.0} if "diagonal" in inspect.signature(find("losses", variant["name"])).parameters else {}
+    model, teacher = (MeanVelocity(Watched(flow, (3,))) for _ in range(2))
+    build("losses", variant | off, teacher=teacher)(model, pairs(flow, 4, stream()), generator=stream())
+    assert (sum(seen), len(seen) - sum(seen)) == EVALUATIONS[label(variant)]
+
+
+def test_stopped_lsd_moves_the_mean_velocity_against_the_residual():
+    """Its gradient is that of 2 r u with r held constant: a wrong sign has the same value, and zero, at the truth."""
+    flow = gaussian()
+    model = true_model(flow, (3,))
+    torch.nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
+    loss, pair = made({"name": "lsd", "route": "stopped"}, flow, diagonal=0.0), pairs(flow, 64, stream())
+    s, t = UniformPair()(64, pair.x0, stream(4))
+    x, _ = flow.interpolant.draw(pair, s)
+    r = identities.lagrangian(model, model.velocity, x, s, t).detach()
+    wanted = (2 * r * model.mean_velocity(x, s, t)).mean()
+    got, want = (
+        torch.autograd.grad(value, model.net.head)[0]
+        for value in (loss(model, pair, generator=stream(4)).mean(), wanted)
+    )
+    assert (got - want).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=label)

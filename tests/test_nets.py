@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from torch import nn
+from truth import draws
 
 from flowmaps.build import build, names
 from flowmaps.core.calculus import Central, Exact, d_dt
 from flowmaps.core.flow_map import MeanVelocity
 from flowmaps.nets._embedding import TwoTimes, wave_features
-from truth import draws, stream
 
 SMALL = {
     "mlp": {"width": 32, "depth": 3},
@@ -89,8 +89,8 @@ def test_waves_are_low_in_frequency():
     t = torch.linspace(0, 1, 5)
     waves = wave_features(t, 4, 8.0)
     assert waves.shape == (5, 8)
-    assert torch.allclose(waves[:, [0, 3]], torch.stack([t.sin(), (8 * t).sin()], 1))
-    assert torch.allclose(waves[:, [4, 7]], torch.stack([t.cos(), (8 * t).cos()], 1))
+    angle = t[:, None] * torch.tensor([1.0, 2.0, 4.0, 8.0])
+    assert torch.allclose(waves, torch.cat([angle.sin(), angle.cos()], 1))
 
 
 def test_two_times_tells_departure_from_span():
@@ -99,6 +99,27 @@ def test_two_times_tells_departure_from_span():
     a, b = torch.tensor([0.2]), torch.tensor([0.7])
     assert not torch.allclose(embed(a, b), embed(b, a))
     assert not torch.allclose(embed(a, a), embed(b, b))
+    assert torch.allclose(embed(a, a + 0.2) - embed(a, a), embed(b, b + 0.2) - embed(b, b)), "the span is seen alone"
+
+
+def test_attention_does_not_know_the_order_of_its_tokens():
+    x, order = draws(2, (16, 8, 8))[0], torch.randperm(64, generator=torch.Generator().manual_seed(0))
+    attend = next(m for m in net("unet", width=8).modules() if type(m).__name__ == "_Attention")
+    shuffled = x.flatten(2)[..., order].reshape(x.shape)
+    assert (attend(shuffled) - attend(x).flatten(2)[..., order].reshape(x.shape)).abs().max() < 1e-12
+    tokens, block = draws(2, (64, 32))[0], net("dit").blocks[0]
+    assert (block._attend(tokens[:, order]) - block._attend(tokens)[:, order]).abs().max() < 1e-12
+
+
+def test_patches_go_back_where_they_came_from():
+    """Without attention, a change of one patch changes this patch and no other."""
+    made = net("dit", depth=0)
+    x, s, _, t = draws(1, SHAPE)
+    other = x.clone()
+    other[:, :, 2:4, 6:8] += 1
+    changed = (made(x, s, t) != made(other, s, t)).any(1)[0]
+    assert changed[2:4, 6:8].all()
+    assert changed.sum() == 4
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from truth import SHAPES, gaussian, slope, stream
 
 from flowmaps.build import build, names
 from flowmaps.core.sampling import sample
 from flowmaps.oracles._reference import Extrapolated
-from truth import SHAPES, gaussian, slope, stream
 
 ORDERED = [n for n in names("samplers") if n != "jump"]  # a jump has no order: it is as good as the map
 

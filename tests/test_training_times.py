@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from truth import stream
 
 from flowmaps.build import build, find, names
 from flowmaps.core.times import PairLaw, TimeLaw
-from truth import stream
 
 SINGLE = [n for n in names("training_times") if issubclass(find("training_times", n), TimeLaw)]
 PAIRS = [n for n in names("training_times") if issubclass(find("training_times", n), PairLaw)]
@@ -15,9 +15,9 @@ def test_every_law_is_one_or_the_other():
     assert sorted(SINGLE + PAIRS) == names("training_times")
 
 
-@pytest.mark.parametrize("name", SINGLE)
-def test_density_is_the_derivative_of_the_distribution(name):
-    law = build("training_times", name)
+@pytest.mark.parametrize("law", [*SINGLE, {"name": "logit_normal", "mean": 0.5, "std": 0.7}], ids=str)
+def test_density_is_the_derivative_of_the_distribution(law):
+    law = build("training_times", law)
     u = torch.linspace(0.01, 0.99, 99)
     t, speed = torch.func.jvp(law.quantile, (u,), (torch.ones_like(u),))
     assert (t.diff() > 0).all()

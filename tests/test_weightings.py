@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
+from truth import stream
 
 from flowmaps.build import build, names
 from flowmaps.weightings.learned import Learned
-from truth import stream
 
 
 @pytest.mark.parametrize("name", names("weightings"))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def test_help_is_complete_and_quick():
 
 def test_train_writes_a_run_folder(run):
     path, text = run
-    assert {"run.toml", "environment.json", "metrics.jsonl", "evaluation.json", "report.html", "checkpoints", "samples"} <= set(os.listdir(path))
+    assert {"run.toml", "environment.json", "metrics.jsonl", "evaluation.json", "report.html", "checkpoints", "samples"} <= {p.name for p in Path(path).iterdir()}
     assert re.search(r"train: 640/640 images  loss \d+\.\d+  [\d,]+ images/s", text), "plain lines when piped"
     assert f"flowmaps sample {path}" in text
     assert "floor" in text

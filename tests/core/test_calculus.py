@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from truth import SHAPES, draws, gaussian, stream
 
 from flowmaps.core.calculus import (
     Central,
@@ -14,7 +15,6 @@ from flowmaps.core.calculus import (
     hutchinson,
     stop_gradient,
 )
-from truth import SHAPES, draws, gaussian, stream
 
 
 @pytest.mark.parametrize("shape", SHAPES)

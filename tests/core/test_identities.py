@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from truth import SHAPES, draws, eight_gaussians, gaussian
 
 from flowmaps.build import build, names
 from flowmaps.core import identities
@@ -12,7 +13,6 @@ from flowmaps.interpolants.variance_preserving import VariancePreserving
 from flowmaps.oracles._reference import Extrapolated
 from flowmaps.oracles.checkerboard import Checkerboard
 from flowmaps.oracles.discrete_chain import DiscreteChain
-from truth import SHAPES, draws, eight_gaussians, gaussian
 
 
 def residuals(f, x, s, u, t, jvp=Exact()):

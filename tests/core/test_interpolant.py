@@ -4,12 +4,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from truth import SHAPES, draws, gaussian, stream
 
 from flowmaps.build import build, names
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.types import Pair
 from flowmaps.interpolants.stochastic import Stochastic
-from truth import SHAPES, draws, gaussian, stream
 
 ENDS = {"variance_preserving": 0.01, "variance_exploding": 0.0021}  # what each leaves at its approximate ends
 PATHS = names("interpolants")

@@ -1,9 +1,9 @@
 """Weighted particles."""
 
 import torch
+from truth import stream
 
 from flowmaps.core.particles import Particles
-from truth import stream
 
 
 def test_resampling_keeps_expectations_and_the_normaliser():

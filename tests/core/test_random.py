@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from truth import stream
 
 from flowmaps.core.random import PerSample, Recorder, fold_in, normal, uniform
-from truth import stream
 
 
 def test_fold_in_depends_on_every_counter_and_on_nothing_else():

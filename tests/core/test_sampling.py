@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from truth import SHAPES, draws, gaussian
 
 from flowmaps.core.sampling import Jump, sample
 from flowmaps.core.shapes import expand_time, fill_time, square_error
-from truth import SHAPES, draws, gaussian
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from truth import gaussian, stream
 
 from flowmaps.build import build
 from flowmaps.core.random import normal
 from flowmaps.core.stochastic import drift_and_diffusion
-from truth import gaussian, stream
 
 
 @pytest.mark.parametrize("path", ["linear", "trigonometric"])

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import math
 import os
 import pickle
 import struct
@@ -51,8 +52,9 @@ def test_toys(kind):
     if kind == "eight_gaussians":
         assert data.classes == 8
         for k in range(8):
+            centre = 2 * torch.tensor([math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)])
             # Five standard errors of a mean of 2,500 draws with deviation 0.15.
-            assert abs(data.x[data.labels == k].mean(0).norm() - 2) < 0.015
+            assert (data.x[data.labels == k].mean(0) - centre).abs().max() < 0.015
 
 
 def test_toy_errors():
@@ -96,6 +98,9 @@ def bad_array(tmp_path, kind):
     if kind == "nan":
         x[2, 1] = np.nan
         np.savez(file, x=x)
+    elif kind == "infinity":
+        x[1, 0] = np.inf
+        np.savez(file, x=x)
     elif kind == "truncated":
         np.savez(file, x=x)
         file.write_bytes(file.read_bytes()[:-40])
@@ -120,6 +125,7 @@ def bad_array(tmp_path, kind):
     ("kind", "message"),
     [
         ("nan", r"must hold finite numbers; 1 of 4 samples have NaN or infinity, first sample 2"),
+        ("infinity", r"1 of 4 samples have NaN or infinity, first sample 1"),
         ("truncated", "must be a readable .npy or .npz file"),
         ("empty", r"must hold numbers of shape \[N, ...\] with N > 0"),
         ("labels", "labels must be one whole number >= 0 per sample; got 3 labels"),
@@ -180,6 +186,8 @@ def test_zip_is_the_folder(tmp_path):
         archive.writestr("../escape.png", picture(seed=9)[0])
     zipped = read("image_zip", path=str(tmp_path / "p.zip"), split="all")
     assert len(zipped) == 7
+    held = read("image_zip", path=str(tmp_path / "p.zip"), split="test", holdout=0.4, grey=True)
+    assert (len(held), held.shape, held.classes) == (3, (1, 5, 6), 3)
     assert not (tmp_path.parent / "escape.png").exists(), "nothing is unpacked"
     folder_of(tmp_path / "f", **{k.replace("/", "__").replace(".png", "_dot_png"): v for k, v in contents.items()})
     folder = read("image_folder", path=str(tmp_path / "f"), split="all")

@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
+from runs import same, small, train_quickly
 
 from flowmaps.data._dataset import Dataset
 from flowmaps.engine import objects, train
 from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
 from flowmaps.engine.train import TrainingStopped
-from runs import same, small, train_quickly
 
 
 def poisoned(bad):
@@ -37,6 +37,13 @@ def test_one_bad_datum_skips_one_step(tmp_path, monkeypatch):
     (report,) = [row for row in rows if "bad_batch" in row]
     assert 0 in report["bad_batch"]
     assert len(report["bad_batch"]) == 32
+
+
+def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "open_data", poisoned([0]))
+    # One bad datum of 359 in each of twelve passes of eleven steps or more.
+    train_quickly(small(images=359 * 12, data={"name": "digits", "split": "test"}), tmp_path / "run", monkeypatch)
+    assert load_checkpoint(find_checkpoint(tmp_path / "run")).counters["skipped"] >= 11
 
 
 def test_a_skipped_step_changes_nothing(tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ def test_what_is_loaded_is_what_was_saved(tmp_path):
 def test_the_newest_stay_and_orphans_go(tmp_path):
     (tmp_path / ".saving-000000000001-999").mkdir()
     (tmp_path / "000000000002").mkdir()  # a removal that was killed: no manifest
+    assert not checkpoints(tmp_path), "without a manifest it is no checkpoint"
     for i in range(1, 5):
         save_checkpoint(tmp_path, checkpoint(i), keep=2)
     assert [f.name for f in checkpoints(tmp_path)] == ["000000000003", "000000000004"]
@@ -164,7 +166,7 @@ while True:
 def test_a_kill_at_any_instant_leaves_a_loadable_run(tmp_path):
     """Twenty kills at different instants of a loop that only saves; each leaves the last saved state or the next."""
     generator = torch.Generator().manual_seed(0)
-    here = os.path.dirname(__file__)
+    here = str(Path(__file__).parent)
     saved = 0
     for _ in range(20):
         child = subprocess.Popen(

@@ -3,15 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from runs import small
 
 from flowmaps.build import build, names
 from flowmaps.core.random import fold_in
 from flowmaps.core.sampling import sample
 from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
-from runs import small
 
 CHILD = """
 import sys
@@ -70,8 +71,8 @@ def launch(code, arguments, *, module=()):
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     (folder / "child.py").write_text(CHILD)
-    here = os.path.dirname(__file__)
-    launch([str(folder / "child.py")], [str(folder), here, os.path.dirname(here)])
+    here = str(Path(__file__).parent)
+    launch([str(folder / "child.py")], [str(folder), here, str(Path(here).parent)])
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

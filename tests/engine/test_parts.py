@@ -5,7 +5,9 @@ import json
 
 import pytest
 import torch
+from runs import same, small
 from torch import nn
+from truth import gaussian
 
 from flowmaps.build import build
 from flowmaps.core.flow_map import MeanVelocity
@@ -34,8 +36,6 @@ from flowmaps.flow import Flow
 from flowmaps.nets.mlp import MLP
 from flowmaps.spaces.euclidean import Euclidean
 from flowmaps.weightings.learned import Learned
-from runs import same, small
-from truth import gaussian
 
 
 def test_order_shows_every_datum_once_a_pass_and_resumes_anywhere():
@@ -185,6 +185,17 @@ def test_step_drops_conditions_and_mirrors_by_the_given_stream():
     flipped = (seen.pair.x1 == images.flip(-1)).flatten(1).all(1)
     assert (seen.pair.x1 == images).flatten(1).all(1).logical_xor(flipped).all()
     assert abs(flipped.float().mean() - 0.5) < 0.08
+
+
+def test_step_trains_in_the_space_of_the_flow():
+    class Seen:
+        def __call__(self, model, pair, *, step=0, generator=None):
+            self.pair = pair
+            return pair.x0.mean(1)
+
+    seen, data = Seen(), torch.randn(5, 3, generator=fold_in(1))
+    Step(MeanVelocity(MLP((3,), width=8)), seen, Independent(), Euclidean(1.0, 2.0))(data, generator=fold_in(0))
+    assert torch.equal(seen.pair.x1, (data - 1) / 2)
 
 
 def test_nested_conditions_are_dropped_together():

@@ -7,11 +7,14 @@ import threading
 import time
 
 import pytest
+import torch
+from runs import same, small, train_quickly
 
 from flowmaps.engine.checkpoint import CheckpointError, checkpoints, find_checkpoint, load_checkpoint
 from flowmaps.engine.config import ConfigError
+from flowmaps.engine.schedule import Schedule
+from flowmaps.engine.step import Step
 from flowmaps.engine.train import TrainingStopped
-from runs import same, small, train_quickly
 
 # 360 data, batches of 32: the first pass ends within step 12. A run of 20 steps is cut at its start, in mid-pass, in the
 # step over the edge, right behind it, and before its last step.
@@ -60,6 +63,24 @@ def test_resumed_is_straight_bit_for_bit(cut, workers, straight, tmp_path, monke
     assert same(states(path), straight[0])
     assert losses(path) == straight[1]
     assert len(losses(path)) == 2
+
+
+def test_the_learning_rate_follows_its_schedule(straight):
+    for row in straight[1]:  # logged with the rate of the step just taken
+        assert row["learning_rate"] == pytest.approx(1e-2 * Schedule().factor(row["images"] - 32, 640))
+
+
+def test_every_step_draws_afresh(tmp_path, monkeypatch):
+    noise, dropout, forward = [], [], Step.forward
+
+    def noted(self, *args, generator, **options):
+        noise.append(generator.initial_seed())
+        dropout.append(torch.initial_seed())
+        return forward(self, *args, generator=generator, **options)
+
+    monkeypatch.setattr(Step, "forward", noted)
+    train_quickly(small(), tmp_path / "run", monkeypatch)
+    assert len({*noise, *dropout}) == 20
 
 
 def test_another_seed_is_another_run(straight, tmp_path, monkeypatch):

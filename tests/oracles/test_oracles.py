@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from truth import SHAPES, draws, eight_gaussians, gaussian, stream
 
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.sampling import sample
@@ -15,7 +16,6 @@ from flowmaps.oracles.gaussian import Gaussian
 from flowmaps.oracles.linear_gaussian import LinearGaussian
 from flowmaps.oracles.mixture import Mixture
 from flowmaps.samplers.runge_kutta4 import RungeKutta4
-from truth import SHAPES, draws, eight_gaussians, gaussian, stream
 
 
 def log_slope(flow, x, t):
@@ -61,7 +61,7 @@ FLOWS = {
 def test_velocity_score_and_density_belong_together(name):
     flow = FLOWS[name]()
     shape = tuple((flow.mean if isinstance(flow, Gaussian) else flow.means[0]).shape)
-    x, s, t, _ = draws(16, shape)
+    x, _, t, _ = draws(16, shape)
     t = 0.05 + 0.9 * t
     assert (flow.score(x, t) - log_slope(flow, x, t)).abs().max() < 1e-9 * (1 + flow.score(x, t).abs().max())
     # The time derivative is a central difference: 1e-10 times third derivatives of some thousands.

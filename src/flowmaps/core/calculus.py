@@ -39,8 +39,8 @@ def _normalised(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
     Torch's own layer_norm and batch_norm have wrong gradients of forward derivatives (pytorch issues 196700, 196699).
     """
     full = x.to(torch.promote_types(x.dtype, torch.float32))
-    centred = full - full.mean(dims, keepdim=True)
-    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+    centred = full - full.mean(tuple(dims), keepdim=True)
+    return centred * (centred.square().mean(tuple(dims), keepdim=True) + eps).rsqrt()
 
 
 def _scaled(x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]) -> Tensor:
