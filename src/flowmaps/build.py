@@ -14,8 +14,10 @@ from typing import Any
 KINDS = {
     "base": "interpolants",
     "coupling": "couplings",
+    "critic": "critics",
     "data": "data",
     "diagonal_times": "training_times",
+    "distance": "distances",
     "guidance": "guidance",
     "interpolant": "interpolants",
     "jvp": "derivatives",
@@ -23,8 +25,13 @@ KINDS = {
     "map": "maps",
     "net": "nets",
     "sampler": "samplers",
+    "span": "training_times",
     "space": "spaces",
+    "stabiliser": "stabilisers",
+    "tangent": "velocities",
+    "target": "targets",
     "times": "training_times",
+    "velocity": "velocities",
     "weighting": "weightings",
 }
 

@@ -40,8 +40,8 @@ class PairLaw(ABC):
     """A law of departure and arrival times s <= t."""
 
     @abstractmethod
-    def __call__(self, n: int, like: Tensor, generator: Random = None) -> tuple[Tensor, Tensor]:
-        """N pairs (s, t), each [n], on the device of `like` and at least float32."""
+    def __call__(self, n: int, like: Tensor, generator: Random = None, *, step: int = 0) -> tuple[Tensor, Tensor]:
+        """N pairs (s, t), each [n], on the device of `like` and at least float32; `step` counts images seen."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,6 @@ class UniformPair(PairLaw):
         2025, arXiv:2505.18825v2, Section 3, "Temporal sampling".
     """
 
-    def __call__(self, n: int, like: Tensor, generator: Random = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, n: int, like: Tensor, generator: Random = None, *, step: int = 0) -> tuple[Tensor, Tensor]:
         both = uniform((n, 2), like, generator)
         return both.amin(1), both.amax(1)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from .random import Random
@@ -32,6 +33,18 @@ def map_condition(f: Callable[..., Tensor], cond: Any, *others: Any) -> Any:
     if isinstance(cond, (list, tuple)):
         return type(cond)(map_condition(f, *each) for each in zip(cond, *others, strict=True))  # pyright: ignore
     return cond
+
+
+def same_condition(cond: Any, other: Any) -> Tensor:
+    """Whether the conditions of each sample are equal, [B]: of two conditions of the same build, with tensors in them."""
+    equal: list[Tensor] = []
+
+    def compare(a: Tensor, b: Tensor) -> Tensor:
+        equal.append((a == b).reshape(len(a), -1).all(1))
+        return a
+
+    map_condition(compare, cond, other)
+    return torch.stack(equal).all(0)
 
 
 @dataclass(frozen=True)

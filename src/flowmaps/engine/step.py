@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..core.flow_map import FlowMap
 from ..core.random import Random, uniform
 from ..core.report import listen
+from ..core.target import Average, averages, parts
 from ..core.types import Coupling, Loss, Pair, Space, map_condition
 from .compiled import Compiled
 
@@ -34,20 +35,24 @@ class Step(nn.Module):
         self.compiled = Compiled(loss) if compile else None
         self.model, self.loss, self.coupling, self.space = model, loss, coupling, space
         self.condition_dropout, self.mirror = condition_dropout, mirror
-        self.parts = nn.ModuleDict(
-            {
-                f"{owner}_{field.name}": value
-                for owner, thing in (("loss", loss), ("coupling", coupling), ("space", space))
-                if dataclasses.is_dataclass(thing)
-                for field in dataclasses.fields(thing)
-                if isinstance(value := getattr(thing, field.name), nn.Module)
-            }
-        )
+        self.averages = averages(loss)
+        for average in self.averages:
+            average.begin(model)
+        owners = {"loss": loss, "coupling": coupling, "space": space}  # those that are modules are registered above
+        plain = {name: thing for name, thing in owners.items() if not isinstance(thing, nn.Module)}
+        self.parts = nn.ModuleDict(dict(part for name, thing in plain.items() for part in parts(thing, name)))
+
+    def follow(self) -> None:
+        """Move the averages that the loss holds; to be called after each step of the optimizer."""
+        for average in self.averages:
+            average.follow(self.model)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps: the state of all but frozen modules, such as teachers."""
+        """What a checkpoint keeps: the state of all but frozen modules, such as teachers; averages are not frozen."""
         frozen = tuple(
-            f"parts.{name}." for name, part in self.parts.items() if not any(p.requires_grad for p in part.parameters())
+            f"parts.{name}."
+            for name, part in self.parts.items()
+            if not isinstance(part, Average) and not any(p.requires_grad for p in part.parameters())
         )
         return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen or ("\0",))}
 

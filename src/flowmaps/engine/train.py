@@ -179,6 +179,7 @@ class _Loop:
             state.skipped, state.streak = state.skipped + 1, state.streak + 1
             return False
         self.optimizer.step()
+        self.step.follow()
         state.streak = 0
         sums = {"loss": float(loss.detach()), "gradient_norm": norm, "count": 1.0}
         sums |= {name: float(value) for name, value in terms.items()} | ({"terms": 1.0} if terms else {})

@@ -42,7 +42,7 @@ class EMD:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
-        s, t = self.times(len(pair), pair.x0, generator)
+        s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, _ = self.interpolant.draw(pair, s, generator)
         with stop_gradient():
             v = self.teacher.velocity(x, s, pair.cond)

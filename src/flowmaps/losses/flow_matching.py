@@ -8,10 +8,11 @@ from torch import Tensor
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
+from ..core.regression import Distance, Square
 from ..core.report import report
-from ..core.shapes import square_error
 from ..core.times import TimeLaw, Uniform
 from ..core.types import Pair, Weighting
+from ..core.velocity import Conditional, VelocitySource
 from ..core.weighting import Unweighted
 
 __all__ = ["FlowMatching"]
@@ -26,8 +27,10 @@ class FlowMatching:
     Args:
         interpolant: the path.
         times: law of t.
+        velocity: what is regressed on; conditional for flow matching itself.
+        distance: between the diagonal and that velocity; only the square has the marginal velocity as its minimum.
         weighting: what the error of a sample counts.
-    Cost: 1 evaluation with gradient.
+    Cost: 1 evaluation with gradient, and those of `velocity`.
     Source: Lipman, Chen, Ben-Hamu, Nickel & Le, Flow matching for generative modeling, 2022, arXiv:2210.02747, Eq. (9);
         Albergo & Vanden-Eijnden, Building normalizing flows with stochastic interpolants, 2022, arXiv:2209.15571, the
         quadratic objective for the velocity.
@@ -37,12 +40,15 @@ class FlowMatching:
 
     interpolant: Interpolant = Linear()
     times: TimeLaw = Uniform()
+    velocity: VelocitySource = Conditional()
+    distance: Distance = Square()
     weighting: Weighting = Unweighted()
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
         t = self.times(len(pair), pair.x0, generator)
-        x, v = self.interpolant.draw(pair, t, generator)
-        error = square_error(model.velocity(x, t, pair.cond), v)
+        x, w = self.interpolant.draw(pair, t, generator)
+        v = self.velocity(model, pair, x, w, t)
+        error = self.distance(model.velocity(x, t, pair.cond), v)
         report("flow_matching", error)
         return self.weighting(error, t, t)

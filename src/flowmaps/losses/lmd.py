@@ -44,7 +44,7 @@ class LMD:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
-        s, t = self.times(len(pair), pair.x0, generator)
+        s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, _ = self.interpolant.draw(pair, s, generator)
         y, dy = d_dt(model, x, s, t, pair.cond, self.jvp)
         with stop_gradient():

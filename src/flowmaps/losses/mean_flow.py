@@ -9,10 +9,12 @@ from ..core.checks import check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
+from ..core.regression import Distance, Square, Stabiliser, Unchanged, ramp
 from ..core.report import report
-from ..core.shapes import expand_time, square_error
+from ..core.shapes import expand_time
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
+from ..core.velocity import Conditional, VelocitySource
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .flow_matching import FlowMatching
@@ -24,26 +26,36 @@ __all__ = ["MeanFlow"]
 class MeanFlow:
     """Regress the mean velocity on what the Eulerian identity makes of the conditional velocity.
 
-    E |u_{s,t}(I_s) - sg [w + (t - s) (d_s u_{s,t} + grad u_{s,t} w)]|^2, with w = dI_s/ds; for t = s this
-    is flow matching.
+    E |u_{s,t}(I_s) - sg [w + r (t - s) (d_s u_{s,t} + grad u_{s,t} w)]|^2, with w = dI_s/ds, or what `velocity` makes
+    of it, and r = 1 after the warm-up; for t = s this is flow matching.
 
     Args:
         diagonal: share of the batch with t = s.
         interpolant: the path.
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
+        velocity: w; Guided folds guidance in, PlugIn lowers its variance, Teacher distils.
+        stabiliser: what is done to target minus prediction off the diagonal.
+        warmup: images over which r rises from 0 to 1.
+        distance: between prediction and target.
         weighting: what the error of a sample counts; AdaptivePower is the paper's.
         jvp: how the derivative is taken.
-    Cost: on the diagonal 1 evaluation with gradient; off it 1 with gradient and 1 derivative without.
+    Cost: on the diagonal 1 evaluation with gradient; off it 1 with gradient and 1 derivative without; and those of
+        `velocity`.
     Source: Geng, Deng, Bai, Kolter & He, Mean flows for one-step generative modeling, 2025, arXiv:2505.13447, Eq. (9)
         and Algorithm 1.
-    Differs: time reversed with respect to the paper; the derivative is taken only where t != s, and under no graph.
+    Differs: time reversed with respect to the paper; the derivative is taken only where t != s, and under no graph;
+        stabiliser and warm-up, off by default, are later additions of others.
     """
 
     diagonal: float = 0.75
     interpolant: Interpolant = Linear()
     times: PairLaw = UniformPair()
     diagonal_times: TimeLaw = Uniform()
+    velocity: VelocitySource = Conditional()
+    stabiliser: Stabiliser = Unchanged()
+    warmup: int = 0
+    distance: Distance = Square()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
@@ -51,22 +63,23 @@ class MeanFlow:
         check_share("diagonal", self.diagonal)
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
-        """Loss per sample [B], mean square per dimension."""
-        matching = FlowMatching(self.interpolant, self.diagonal_times, self.weighting)
+        """Loss per sample [B], by default the mean square per dimension."""
+        matching = FlowMatching(self.interpolant, self.diagonal_times, self.velocity, self.distance, self.weighting)
         return on_and_off(
             pair,
             self.diagonal,
             lambda on: matching(model, on, generator=generator),
-            lambda off: self._off(model, off, generator),
+            lambda off: self._off(model, off, step, generator),
         )
 
-    def _off(self, model: FlowMap, off: Pair, generator: Random) -> Tensor:
-        s, t = self.times(len(off), off.x0, generator)
+    def _off(self, model: FlowMap, off: Pair, step: int, generator: Random) -> Tensor:
+        s, t = self.times(len(off), off.x0, generator, step=step)
         x, w = self.interpolant.draw(off, s, generator)
+        w = self.velocity(model, off, x, w, s)
         with stop_gradient():
             mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, off.cond)  # noqa: E731
-            _, du = derivative_along(mean_velocity, x, s, t, dx=w, ds=1.0, jvp=self.jvp)
-            target = w + expand_time(t - s, x) * du
-        error = square_error(model.mean_velocity(x, s, t, off.cond), target)
+            u, du = derivative_along(mean_velocity, x, s, t, dx=w, ds=1.0, jvp=self.jvp)
+            target = u + self.stabiliser(w + ramp(step, self.warmup) * expand_time(t - s, x) * du - u)
+        error = self.distance(model.mean_velocity(x, s, t, off.cond), target)
         report("mean_flow", error)
         return self.weighting(error, s, t)

@@ -51,7 +51,7 @@ class PFMM:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
-        s, t = self.times(len(pair), pair.x0, generator)
+        s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, _ = self.interpolant.draw(pair, s, generator)
         grid = s + torch.linspace(0, 1, self.steps + 1, dtype=s.dtype, device=s.device)[:, None] * (t - s)
         with stop_gradient():

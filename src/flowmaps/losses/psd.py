@@ -53,16 +53,16 @@ class PSD:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
-        matching = FlowMatching(self.interpolant, self.diagonal_times, self.weighting)
+        matching = FlowMatching(self.interpolant, self.diagonal_times, weighting=self.weighting)
         return on_and_off(
             pair,
             self.diagonal,
             lambda on: matching(model, on, generator=generator),
-            lambda off: self._off(model, off, generator),
+            lambda off: self._off(model, off, step, generator),
         )
 
-    def _off(self, model: FlowMap, off: Pair, generator: Random) -> Tensor:
-        s, t = self.times(len(off), off.x0, generator)
+    def _off(self, model: FlowMap, off: Pair, step: int, generator: Random) -> Tensor:
+        s, t = self.times(len(off), off.x0, generator, step=step)
         x, _ = self.interpolant.draw(off, s, generator)
         g = uniform((len(off),), x, generator) if self.split == "uniform" else torch.full_like(s, 0.5)
         r = g * s + (1 - g) * t

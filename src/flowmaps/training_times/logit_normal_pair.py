@@ -30,6 +30,6 @@ class LogitNormalPair(PairLaw):
         if self.std <= 0:
             raise ValueError(f"std must be > 0; got {self.std}.")
 
-    def __call__(self, n: int, like: Tensor, generator: Random = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, n: int, like: Tensor, generator: Random = None, *, step: int = 0) -> tuple[Tensor, Tensor]:
         both = torch.sigmoid(self.mean + self.std * normal((n, 2), like, generator))
         return both.amin(1), both.amax(1)

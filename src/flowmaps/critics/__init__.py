@@ -1,0 +1,1 @@
+"""Networks that judge samples and learn beside the map, one per file."""

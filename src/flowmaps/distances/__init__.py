@@ -1,0 +1,1 @@
+"""Distances between prediction and target, one per file."""

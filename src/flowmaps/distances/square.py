@@ -1,0 +1,5 @@
+"""The square error."""
+
+from ..core.regression import Square
+
+__all__ = ["Square"]

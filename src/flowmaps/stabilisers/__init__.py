@@ -1,0 +1,1 @@
+"""Ways of taming a correction, one per file."""

@@ -1,0 +1,5 @@
+"""No change."""
+
+from ..core.regression import Unchanged
+
+__all__ = ["Unchanged"]

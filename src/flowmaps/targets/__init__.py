@@ -1,0 +1,1 @@
+"""Which weights a target is made with, one choice per file."""

@@ -1,0 +1,5 @@
+"""The map's own weights."""
+
+from ..core.target import Own
+
+__all__ = ["Own"]

@@ -1,0 +1,1 @@
+"""Where the velocity of a target comes from, one source per file."""

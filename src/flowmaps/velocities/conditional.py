@@ -1,0 +1,5 @@
+"""The conditional velocity."""
+
+from ..core.velocity import Conditional
+
+__all__ = ["Conditional"]
