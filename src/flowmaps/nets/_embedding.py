@@ -1,6 +1,8 @@
 """What every network does with its two times and with its labels."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,23 +42,45 @@ class TwoTimes(nn.Module):
         )
 
 
-class Labels(nn.Module):
-    """Embeds labels 0 ... classes - 1, and the null label `classes`; no condition at all is the null label.
+class Condition(nn.Module):
+    """Embeds a condition: a label, and named numbers such as a guidance scale.
+
+    A condition is None, labels [B] (0 ... classes - 1, or `classes` for none), or a dict of "label" and the numbers,
+    each [B]. No condition is the null label; numbers that are not given add nothing, like those of a fresh network.
 
     Args:
         classes: number of classes.
         width: of the embedding.
+        numbers: names of the numbers.
     """
 
-    def __init__(self, classes: int, width: int) -> None:
+    def __init__(self, classes: int, width: int, numbers: Sequence[str] = ()) -> None:
         super().__init__()
         self.classes = classes
         self.table = nn.Embedding(classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.3)
+        self.numbers = nn.ModuleDict({name: nn.Sequential(nn.Linear(16, width), nn.SiLU()) for name in numbers})
+        self.mix = nn.ModuleDict({name: nn.Linear(width, width) for name in numbers})
+        for layer in self.mix.values():
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, cond: Tensor | None, batch: int) -> Tensor:
-        """[B] or None -> [B, width]."""
-        return self.table(self.null(batch) if cond is None else cond)
+    def forward(self, cond: Any, batch: int) -> Tensor:
+        """A condition -> [B, width]."""
+        if not isinstance(cond, dict):
+            return self.table(self.null(batch) if cond is None else cond)
+        unknown = set(cond) - {"label", *self.numbers}
+        if unknown:
+            raise ValueError(
+                f"a condition must hold what the network was built for, label and {list(self.numbers)}; got "
+                f"{sorted(unknown)}. Name them in net.numbers."
+            )
+        y = self.table(cond["label"] if "label" in cond else self.null(batch))
+        for name, layer in self.numbers.items():
+            if name in cond:
+                waves = wave_features(cond[name].to(y.dtype), 8, 8.0)
+                y = y + self.mix[name](layer(waves))
+        return y
 
     def null(self, batch: int) -> Tensor:
         """The null label for a batch [B]."""

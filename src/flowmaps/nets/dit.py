@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._embedding import Labels, TwoTimes, wave_features
+from ._embedding import Condition, TwoTimes, wave_features
 
 __all__ = ["DiT"]
 
@@ -55,6 +56,8 @@ class DiT(nn.Module):
         heads: number of attention heads; divides width.
         ratio: hidden width of the perceptrons over width.
         dropout: share of hidden units dropped in training.
+        numbers: names of numbers that a condition may hold beside the label, such as "guidance".
+        outputs: fields that the network gives; with more than one the result is [B, outputs, *].
     Source: Peebles & Xie, Scalable diffusion models with transformers, 2022, arXiv:2212.09748, Section 3.
     Differs: two times; queries and keys are normalised (Dehghani & others, Scaling vision transformers to 22 billion
         parameters, 2023, arXiv:2302.05442), which keeps tangents bounded.
@@ -62,7 +65,7 @@ class DiT(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, patch: int = 2, width: int = 192, depth: int = 6, heads: int = 6,
-        ratio: float = 4.0, dropout: float = 0.0,
+        ratio: float = 4.0, dropout: float = 0.0, numbers: Sequence[str] = (), outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         channels, height, side = shape
@@ -72,18 +75,18 @@ class DiT(nn.Module):
                 f"{heads} heads for width {width}."
             )
         self.patch, self.grid = patch, (height // patch, side // patch)
-        self.times, self.labels = TwoTimes(width), Labels(classes, width)
+        self.times, self.labels = TwoTimes(width), Condition(classes, width, numbers)
         self.enter = nn.Linear(channels * patch**2, width)
         self.place = nn.Parameter(_places(*self.grid, width))
         self.blocks = nn.ModuleList(_Block(width, heads, ratio, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.modulation = nn.Linear(width, 2 * width)
-        self.leave = nn.Linear(width, channels * patch**2)
+        self.leave, self.outputs = nn.Linear(width, channels * outputs * patch**2), outputs
         for layer in (self.modulation, self.leave):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], labels [B] -> [B, C, H, W]."""
         c = F.silu(self.times(s, t) + self.labels(cond, len(x)))
         h = self.enter(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)) + self.place
@@ -91,7 +94,8 @@ class DiT(nn.Module):
             h = block(h, c)
         shift, scale = self.modulation(c)[:, None].chunk(2, -1)
         h = self.leave(self.norm(h) * (1 + scale) + shift)
-        return F.pixel_shuffle(h.transpose(1, 2).reshape(len(x), -1, *self.grid), self.patch)
+        y = F.pixel_shuffle(h.transpose(1, 2).reshape(len(x), -1, *self.grid), self.patch)
+        return y if self.outputs == 1 else y.unflatten(1, (self.outputs, -1))
 
     def null_condition(self, batch: int) -> Tensor:
         """The null label for a batch [B]."""

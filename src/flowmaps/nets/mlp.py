@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ._embedding import Labels, wave_features
+from ._embedding import Condition, wave_features
 
 __all__ = ["MLP"]
 
@@ -23,30 +24,33 @@ class MLP(nn.Module):
         dropout: share of hidden units dropped in training.
         frequencies: number of frequencies per time.
         highest: highest frequency, radians per unit of time.
+        numbers: names of numbers that a condition may hold beside the label, such as "guidance".
+        outputs: fields that the network gives; with more than one the result is [B, outputs, *].
     """
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, width: int = 256, depth: int = 4, residual: bool = False,
-        dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0,
+        dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0, numbers: Sequence[str] = (), outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape, self.frequencies, self.highest, self.residual = tuple(shape), frequencies, highest, residual
         d = math.prod(shape)
-        self.labels = Labels(classes, width)
+        self.labels, self.outputs = Condition(classes, width, numbers), outputs
         self.enter = nn.Linear(d + 4 * frequencies, width)
         self.norms = nn.ModuleList(nn.RMSNorm(width) if residual else nn.Identity() for _ in range(depth - 1))
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
-        self.leave = nn.Linear(width, d)
+        self.leave = nn.Linear(width, d * outputs)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, *], s [B], t [B], labels [B] -> [B, *]."""
         waves = [wave_features(z, self.frequencies, self.highest).to(x.dtype) for z in (s, t - s)]
         h = self.enter(torch.cat([x.flatten(1), *waves], 1)) + self.labels(cond, len(x))
         for norm, layer in zip(self.norms, self.hidden, strict=True):
             new = layer(self.dropout(nn.functional.silu(norm(h))))
             h = h + new if self.residual else new
-        return self.leave(nn.functional.silu(h)).reshape(x.shape)
+        y = self.leave(nn.functional.silu(h))
+        return y.reshape(x.shape if self.outputs == 1 else (len(x), self.outputs, *x.shape[1:]))
 
     def null_condition(self, batch: int) -> Tensor:
         """The null label for a batch [B]."""

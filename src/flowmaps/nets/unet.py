@@ -1,12 +1,13 @@
 """A convolutional network with skips between equal resolutions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._embedding import Labels, TwoTimes
+from ._embedding import Condition, TwoTimes
 
 __all__ = ["UNet"]
 
@@ -63,6 +64,8 @@ class UNet(nn.Module):
         blocks: residual blocks per resolution.
         heads: attention heads at the lowest resolution.
         dropout: share of channels' values dropped in training.
+        numbers: names of numbers that a condition may hold beside the label, such as "guidance".
+        outputs: fields that the network gives; with more than one the result is [B, outputs, *].
     Source: Dhariwal & Nichol, Diffusion models beat GANs on image synthesis, 2021, arXiv:2105.05233, Section 3.
     Differs: two times; norms have no weights of their own, the condition scales and shifts; queries and keys are
         normalised; halved resolutions by averaging, doubled ones by repetition, then a convolution.
@@ -70,7 +73,7 @@ class UNet(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, width: int = 64, multipliers: Sequence[int] = (1, 2),
-        blocks: int = 2, heads: int = 4, dropout: float = 0.0,
+        blocks: int = 2, heads: int = 4, dropout: float = 0.0, numbers: Sequence[str] = (), outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         channels, height, side = shape
@@ -81,7 +84,7 @@ class UNet(nn.Module):
                 f"{height} x {side}, and {heads} heads for {width * multipliers[-1]} channels."
             )
         embed = 4 * width
-        self.times, self.labels = TwoTimes(embed), Labels(classes, embed)
+        self.times, self.labels = TwoTimes(embed), Condition(classes, embed, numbers)
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         stack, now = [width], width
@@ -101,11 +104,11 @@ class UNet(nn.Module):
                 now = width * multiplier
             if level:
                 self.up.append(nn.Conv2d(now, now, 3, padding=1))
-        self.leave = nn.Conv2d(now, channels, 3, padding=1)
+        self.leave, self.outputs = nn.Conv2d(now, channels * outputs, 3, padding=1), outputs
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], labels [B] -> [B, C, H, W]."""
         c = F.silu(self.times(s, t) + self.labels(cond, len(x)))
         h = self.enter(x)
@@ -119,7 +122,8 @@ class UNet(nn.Module):
                 h = layer(torch.cat([h, skips.pop()], 1), c)
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        return self.leave(F.silu(_norm(h)))
+        y = self.leave(F.silu(_norm(h)))
+        return y if self.outputs == 1 else y.unflatten(1, (self.outputs, -1))
 
     def null_condition(self, batch: int) -> Tensor:
         """The null label for a batch [B]."""

@@ -23,7 +23,7 @@ class Annealed(PairLaw):
         2025, arXiv:2505.18825v2, the annealing of t - s that the text suggests.
     """
 
-    images: int
+    images: int = 1_000_000
     least: float = 0.0
     times: PairLaw = UniformPair()
 
