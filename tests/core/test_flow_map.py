@@ -18,22 +18,24 @@ from flowmaps.samplers.heun import Heun
 class Wiggle(nn.Module):
     """A smooth network that depends on everything."""
 
-    def __init__(self, shape):
+    def __init__(self, shape, outputs=1):
         super().__init__()
+        self.outputs = outputs
         d = math.prod(shape)
         self.register_buffer("w", torch.randn(d + 2, d, generator=stream(3)))
 
     def forward(self, x, s, t, cond=None):
         z = torch.cat([x.flatten(1), s[:, None].to(x.dtype), t[:, None].to(x.dtype)], 1)
-        return torch.tanh(z @ self.w.to(x.dtype)).reshape(x.shape)
+        y = torch.tanh(z @ self.w.to(x.dtype)).reshape(x.shape)
+        return y if self.outputs == 1 else torch.stack([y, 2 * y], 1)
 
     def null_condition(self, batch):
         return torch.full((batch,), 7)
 
 
 def forms(shape):
-    net = Wiggle(shape)
-    made = [build("maps", name, net=net, interpolant=Linear()) for name in names("maps")]
+    nets = {name: Wiggle(shape, 2 if name == "two_heads" else 1) for name in names("maps")}
+    made = [build("maps", name, net=net, interpolant=Linear()) for name, net in nets.items()]
     return [*made, EulerMap(made[0]), Integrated(made[0], Heun(), 3)]
 
 
