@@ -46,9 +46,19 @@ class FlowMatching:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
-        t = self.times(len(pair), pair.x0, generator)
-        x, w = self.interpolant.draw(pair, t, generator)
-        v = self.velocity(model, pair, x, w, t)
-        error = self.distance(model.velocity(x, t, pair.cond), v)
-        report("flow_matching", error)
-        return self.weighting(error, t, t)
+        return flow_matching(
+            model, pair, self.interpolant, self.times, self.weighting, generator, self.velocity, self.distance
+        )
+
+
+def flow_matching(
+    model: FlowMap, pair: Pair, interpolant: Interpolant, times: TimeLaw, weighting: Weighting, generator: Random,
+    velocity: VelocitySource = Conditional(), distance: Distance = Square(),
+) -> Tensor:  # fmt: skip
+    """The diagonal term of every loss that learns a map without a teacher: FlowMatching as a function, [B]."""
+    t = times(len(pair), pair.x0, generator)
+    x, w = interpolant.draw(pair, t, generator)
+    v = velocity(model, pair, x, w, t)
+    error = distance(model.velocity(x, t, pair.cond), v)
+    report("flow_matching", error)
+    return weighting(error, t, t)

@@ -17,7 +17,7 @@ from ..core.types import Pair, Weighting
 from ..core.velocity import Conditional, VelocitySource
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
-from .flow_matching import FlowMatching
+from .flow_matching import flow_matching
 
 __all__ = ["MeanFlow"]
 
@@ -64,11 +64,19 @@ class MeanFlow:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], by default the mean square per dimension."""
-        matching = FlowMatching(self.interpolant, self.diagonal_times, self.velocity, self.distance, self.weighting)
         return on_and_off(
             pair,
             self.diagonal,
-            lambda on: matching(model, on, generator=generator),
+            lambda on: flow_matching(
+                model,
+                on,
+                self.interpolant,
+                self.diagonal_times,
+                self.weighting,
+                generator,
+                self.velocity,
+                self.distance,
+            ),
             lambda off: self._off(model, off, step, generator),
         )
 

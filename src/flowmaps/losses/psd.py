@@ -16,7 +16,7 @@ from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
-from .flow_matching import FlowMatching
+from .flow_matching import flow_matching
 
 __all__ = ["PSD"]
 
@@ -53,11 +53,10 @@ class PSD:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
-        matching = FlowMatching(self.interpolant, self.diagonal_times, weighting=self.weighting)
         return on_and_off(
             pair,
             self.diagonal,
-            lambda on: matching(model, on, generator=generator),
+            lambda on: flow_matching(model, on, self.interpolant, self.diagonal_times, self.weighting, generator),
             lambda off: self._off(model, off, step, generator),
         )
 

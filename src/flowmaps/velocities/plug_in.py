@@ -7,7 +7,6 @@ from torch import Tensor
 
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
-from ..core.shapes import expand_time
 from ..core.types import Pair
 
 __all__ = ["PlugIn"]
