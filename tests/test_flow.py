@@ -113,3 +113,20 @@ def test_a_stochastic_path_starts_from_its_own_source():
 def test_lazy_names():
     assert flowmaps.Flow is Flow
     assert callable(flowmaps.load)
+
+
+def test_a_grid_is_searched_for_and_does_not_depend_on_what_is_drawn():
+    flow = flow_of()
+    times = flow.times(3, "shortest_path")
+    assert torch.equal(times, flow.times(3, {"name": "shortest_path"}))
+    assert torch.equal(flow.sample(5, 3, grid="shortest_path"), flow.sample(5, times.tolist()))
+    assert torch.equal(flow.sample(5, 3, grid="uniform"), flow.sample(5, 3))
+
+
+def test_sampling_to_a_tolerance():
+    """The true map passes its first check, whatever the batch."""
+    flow = flow_of()
+    result = flow.sample_to_tolerance(5, 1e-3, seed=3, batch=2)
+    assert (result.evaluations == 3).all()
+    assert torch.allclose(result.x, flow.sample(5, 1, seed=3), atol=1e-6)
+    assert result.error.shape == (5,)

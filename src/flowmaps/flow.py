@@ -1,7 +1,7 @@
 """Flow: what a user holds. A map with the path, source and space it was trained on."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from .build import build, find
+from .core.adaptive import Adapted, sample_to_tolerance
 from .core.checks import check_choice
 from .core.flow_map import EulerMap, FlowMap
+from .core.grid import TimeGrid
 from .core.interpolant import Interpolant
 from .core.random import PerSample
 from .core.sampling import sample
@@ -63,7 +65,8 @@ class Flow:
     def sample(
         self, n: int, steps: int | Sequence[float] = 1, *, seed: int = 0, label: int | Sequence[int] | None = None,
         sampler: str | Mapping[str, Any] | Sampler | None = None, guidance: float = 1.0, first: int = 0,
-        batch: int = 1024, callback: Callable[[int], None] | None = None,
+        grid: str | Mapping[str, Any] | TimeGrid | None = None, batch: int = 1024,
+        callback: Callable[[int], None] | None = None,
     ) -> Tensor:  # fmt: skip
         """Draw samples; sample i depends on (seed, i) alone, not on n or the batch.
 
@@ -75,34 +78,79 @@ class Flow:
             sampler: a name, a table or an object; left out, the map's own jump.
             guidance: scale of classifier-free guidance; 1 is none.
             first: index of the first sample.
+            grid: how the times of a number of steps are chosen: a name, a table or an object; left out, equal steps.
             batch: how many are drawn at a time.
             callback: called with the number of samples drawn so far.
         Returns:
             Data [n, *].
         Cost: steps times the sampler's evaluations; twice that with guidance.
         """
+        step = build("samplers", "jump") if sampler is None else sampler
+        step = build("samplers", step, interpolant=self.interpolant) if isinstance(step, (str, Mapping)) else step
+        model = self._guided(guidance)
+        times = self.times(steps, grid, sampler=step)
+        parts: list[Tensor] = []
+        for x0, cond, generator in self._starts(n, label, seed, first, batch):
+            x = sample(model, x0, times, sampler=step, cond=cond, generator=generator)
+            parts.append(self.space.decode(self.space.constrain(x)))
+            if callback is not None:
+                callback(sum(map(len, parts)))
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def sample_to_tolerance(
+        self, n: int, tolerance: float, *, seed: int = 0, label: int | Sequence[int] | None = None,
+        guidance: float = 1.0, first: int = 0, batch: int = 1024,
+    ) -> Adapted:  # fmt: skip
+        """Draw samples in as few jumps as each of them needs; see core.adaptive for the check.
+
+        Args:
+            n: number of samples.
+            tolerance: distance from the many-step solution that is aimed at, root mean square per dimension.
+            seed, label, guidance, first, batch: as in `sample`.
+        Returns:
+            x: data [n, *]; evaluations: of the network, per sample [n]; error: estimated, per sample [n].
+        """
+        model = self._guided(guidance)
+        results = [
+            sample_to_tolerance(model, x0, tolerance, cond=cond)
+            for x0, cond, _ in self._starts(n, label, seed, first, batch)
+        ]
+        x = torch.cat([self.space.decode(self.space.constrain(r.x)) for r in results])
+        return Adapted(x, torch.cat([r.evaluations for r in results]), torch.cat([r.error for r in results]))
+
+    def times(
+        self, steps: int | Sequence[float], grid: str | Mapping[str, Any] | TimeGrid | None = None,
+        sampler: Sampler | None = None,
+    ) -> Tensor:  # fmt: skip
+        """The times that `sample` steps through, [K + 1] float64; a grid that is searched for is tried on 256 samples."""
+        if grid is None or not isinstance(steps, int):
+            return _grid(steps)
+        context = {} if sampler is None else {"sampler": sampler}
+        chosen = build("time_grids", grid, **context) if isinstance(grid, (str, Mapping)) else grid
+        x0, cond, _ = next(self._starts(256, None, 0, 1 << 40, 256))  # nobody samples there
+        return chosen(len(_grid(steps)) - 1, self.model, x0, cond)
+
+    def _guided(self, scale: float) -> FlowMap:
+        if scale == 1:
+            return self.model
+        return build("guidance", {"name": "cfg", "scale": float(scale)}, model=self.model)
+
+    def _starts(
+        self, n: int, label: int | Sequence[int] | None, seed: int, first: int, batch: int
+    ) -> Iterator[tuple[Tensor, Any, PerSample]]:
+        """States at time 0, conditions and generators, batch by batch."""
         if n < 1 or batch < 1:
             raise ValueError(f"n and batch must be at least 1; got {n} and {batch}.")
-        times = _grid(steps)
-        step = build("samplers", "jump") if sampler is None else sampler
-        step = build("samplers", step) if isinstance(step, (str, Mapping)) else step
-        model = self.model
-        if guidance != 1:
-            model = build("guidance", {"name": "cfg", "scale": float(guidance)}, model=model)
         labels = self.labels(n, label, first)
         like = next(iter([*self.model.parameters(), *self.model.buffers()]), torch.empty(0))
         inner = self.space.encode(torch.zeros(1, *self.shape, device=like.device)).shape[1:]
-        parts: list[Tensor] = []
         for low in range(0, n, batch):
             size = min(batch, n - low)
             generator = PerSample.seeded(seed, first + low, size)
             cond = None if labels is None else labels[low : low + size].to(like.device)
             x0 = self.coupling.source((size, *inner), like, cond, generator=generator)
-            x = sample(model, self.interpolant.start(x0), times, sampler=step, cond=cond, generator=generator)
-            parts.append(self.space.decode(self.space.constrain(x)))
-            if callback is not None:
-                callback(low + size)
-        return torch.cat(parts)
+            yield self.interpolant.start(x0), cond, generator
 
     def labels(self, n: int, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
         """The labels that `sample` uses [n], or None for a flow without labels."""

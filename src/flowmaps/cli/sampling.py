@@ -23,12 +23,16 @@ def sample(
     out: Annotated[Path, typer.Option(help="Picture, .png.")] = Path("samples.png"),
     raw: Annotated[Path | None, typer.Option(help="Also save the arrays, .npz.")] = None,
     sampler: SamplerName = "jump",
+    grid: Annotated[str, typer.Option(help="How times are chosen; `flowmaps list time_grids`.")] = "uniform",
+    tolerance: Annotated[float, typer.Option(help="Instead of steps: jumps as long as each sample allows.")] = 0.0,
     guidance: Guidance = 1.0,
     weights: Weights = "ema",
     device: Device = "cpu",
 ) -> None:
     """Draw samples: one picture with a block per number of steps, and the arrays if wanted."""
     numbers = step_numbers(steps)
+    if tolerance < 0:
+        raise ValueError(f"--tolerance must be positive, or 0 to take --steps; got {tolerance}.")
     _writable(out, ".png")
     if raw is not None:
         _writable(raw, ".npz")
@@ -39,19 +43,26 @@ def sample(
     from ..flow import load
 
     flow = load(run, weights, device)
-    blocks = []
-    with ProgressLine("sample", n * len(numbers), "samples") as progress:
-        for i, k in enumerate(numbers):
-            blocks.append(
-                flow.sample(
-                    n, k, seed=seed, label=label, sampler=sampler, guidance=guidance,
+    if tolerance:
+        result = flow.sample_to_tolerance(n, tolerance, seed=seed, label=label, guidance=guidance)
+        blocks, names = {f"within_{tolerance:g}": result.x.cpu()}, [f"within {tolerance:g}"]
+        spent = result.evaluations.double()
+        print(
+            f"evaluations per sample: mean {spent.mean():.1f}, most {spent.max():.0f}; "
+            f"estimated error: mean {result.error.mean():.2g}, largest {result.error.max():.2g}"
+        )
+    else:
+        blocks, names = {}, [f"{k} step{'s' if k > 1 else ''}" for k in numbers]
+        with ProgressLine("sample", n * len(numbers), "samples") as progress:
+            for i, k in enumerate(numbers):
+                blocks[f"steps_{k}"] = flow.sample(
+                    n, k, seed=seed, label=label, sampler=sampler, guidance=guidance, grid=grid,
                     callback=lambda done, i=i, k=k: progress.update(i * n + done, f"{k} steps"),
-                ).cpu()
-            )  # fmt: skip
-    save_samples(blocks, [f"{k} step{'s' if k > 1 else ''}" for k in numbers], out)
+                ).cpu()  # fmt: skip
+    save_samples(list(blocks.values()), names, out)
     print(f"picture  {out}")
     if raw is not None:
-        arrays = {f"steps_{k}": block.numpy() for k, block in zip(numbers, blocks, strict=True)}
+        arrays = {name: block.numpy() for name, block in blocks.items()}
         labels = flow.labels(n, label)
         table: Any = arrays if labels is None else arrays | {"labels": labels.numpy()}
         np.savez(raw, **table)

@@ -1,0 +1,86 @@
+"""Jumps as long as the map can be trusted: tolerance in, evaluations and an error estimate out."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .flow_map import FlowMap
+from .shapes import expand_time
+from .types import map_condition
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What tolerance sampling returns.
+
+    Args:
+        x: states at time 1 [B, *].
+        evaluations: of the network, per sample [B].
+        error: estimate of the error of x [B], root mean square per dimension.
+    """
+
+    x: Tensor
+    evaluations: Tensor
+    error: Tensor
+
+
+@torch.no_grad()
+def sample_to_tolerance(
+    model: FlowMap, x: Tensor, tolerance: float, *, cond: Any = None, least: float = 1 / 64, safety: float = 2.0
+) -> Adapted:
+    """Carry each sample from time 0 to 1 in jumps that pass a check, each sample in its own.
+
+    A jump from s to t is taken if it lands near to where its two halves land, within its part of the tolerance:
+    |X_{s,t}(x) - X_{m,t}(X_{s,m}(x))| <= (t - s) tolerance / safety, root mean square per dimension. The halves are then kept, as the
+    better of the two; otherwise the first half is tried by itself. After a jump the next is tried twice as long. The
+    error estimate of a sample is the sum of its checks, and of the longest jumps that were taken at the least span
+    without passing.
+
+    Args:
+        model: the flow map.
+        x: states at time 0 [B, *].
+        tolerance: of a sample, root mean square per dimension, in units of the data.
+        cond: condition, batch first.
+        least: shortest jump that is halved.
+        safety: how many times better than the tolerance a jump must look; 1 trusts the check.
+    Cost: 3 evaluations for a first try, 2 more for each halving (the half is known), 3 for each later jump.
+    Source: ours; local error control by comparing a step with two halves is classical, for example Hairer, Nørsett &
+        Wanner, Solving ordinary differential equations I, 1993, Section II.4.
+    """
+    if tolerance <= 0:
+        raise ValueError(f"tolerance must be > 0; got {tolerance}.")
+    n, root = len(x), x[0].numel() ** 0.5
+    time, span = x.new_zeros(n, dtype=torch.float64), x.new_ones(n, dtype=torch.float64)
+    evaluations, error = torch.zeros(n, dtype=torch.long, device=x.device), x.new_zeros(n, dtype=torch.float64)
+    whole: dict[int, Tensor] = {}  # jumps already known from a halving, by sample
+    x = x.clone()
+    while bool((time < 1).any()):
+        at = (time < 1).nonzero()[:, 0]
+        s, h = time[at], torch.minimum(span[at], 1 - time[at])
+        state, c = x[at], map_condition(lambda v, at=at: v[at], cond)
+        missing = torch.tensor([int(i) not in whole for i in at], device=x.device)
+        full = torch.stack([whole.get(int(i), state[j]) for j, i in enumerate(at)])
+        if bool(missing.any()):
+            some = map_condition(lambda v, m=missing: v[m], c)
+            full[missing] = _jump(model, state[missing], s[missing], (s + h)[missing], some)
+        half = _jump(model, state, s, s + h / 2, c)
+        two = _jump(model, half, s + h / 2, s + h, c)
+        gap = (two - full).double().flatten(1).norm(dim=1) / root
+        evaluations[at] += 2 + missing.long()
+        accept = (gap <= tolerance * h / safety) | (h <= least)
+        for j, i in enumerate(at.tolist()):
+            whole.pop(i, None)
+            if not accept[j]:
+                whole[i] = half[j]  # the first half is the next try
+        taken = at[accept]
+        x[taken], time[taken] = two[accept], (s + h)[accept]
+        time[taken] = torch.where(1 - time[taken] < 1e-12, 1.0, time[taken])
+        error[taken] += gap[accept]
+        span[at] = torch.where(accept, 2 * h, h / 2)
+    return Adapted(x, evaluations, error)
+
+
+def _jump(model: FlowMap, x: Tensor, s: Tensor, t: Tensor, cond: Any) -> Tensor:
+    return x + expand_time(t - s, x).to(x.dtype) * model.mean_velocity(x, s.to(x.dtype), t.to(x.dtype), cond)

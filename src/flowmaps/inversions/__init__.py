@@ -1,0 +1,1 @@
+"""Ways of going back along a map, one per file."""

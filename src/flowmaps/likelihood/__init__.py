@@ -1,0 +1,1 @@
+"""Log-densities of samples, one method per file."""

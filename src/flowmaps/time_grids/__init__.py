@@ -1,0 +1,1 @@
+"""Grids of times to sample on, one per file."""

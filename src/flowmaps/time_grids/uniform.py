@@ -1,0 +1,5 @@
+"""Equal steps."""
+
+from ..core.grid import UniformGrid
+
+__all__ = ["UniformGrid"]
