@@ -16,7 +16,7 @@ from flowmaps.describe import section
 
 ROOT = Path(flowmaps.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-TOP = {"flow", "engine", "data", "metrics", "cli"}  # may import everything below, and what is heavy
+TOP = {"flow", "engine", "data", "metrics", "bench", "cli"}  # may import everything below, and what is heavy
 METHODS = {p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in {*TOP, "core", "recipes", "__pycache__"}}
 
 

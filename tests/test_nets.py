@@ -16,13 +16,21 @@ SMALL = {
     "mlp": {"width": 32, "depth": 3},
     "dit": {"width": 32, "depth": 2, "heads": 2},
     "unet": {"width": 16, "multipliers": [1, 2], "blocks": 1, "heads": 2},
+    "temporal": {"width": 16, "depth": 2, "outputs": 1},
+    "gated_span": {"net": {"name": "mlp", "width": 32, "depth": 3}},
+    "block_split": {"net": {"name": "dit", "width": 32, "depth": 2, "heads": 2}, "share": 0.5},
 }
 SHAPE = (2, 8, 8)
 
 
 def net(name, classes=3, **options):
     torch.manual_seed(0)
-    made = build("nets", {"name": name, **SMALL[name], **options}, shape=SHAPE, classes=classes)
+    table = {"name": name, **SMALL[name]}
+    if "net" in table:  # around another network, which the options are for
+        table["net"] = table["net"] | options
+    else:
+        table |= options
+    made = build("nets", table, shape=SHAPE, classes=classes)
     for p in made.parameters():
         if not p.any():
             nn.init.normal_(p, std=0.1)  # zero-initialised layers would hide everything behind them

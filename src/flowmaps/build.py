@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from inspect import Parameter, signature
@@ -120,7 +120,7 @@ def resolve(kind: str, spec: str | Mapping[str, Any]) -> dict[str, Any]:
     for key, parameter in signature(cls).parameters.items():
         if key in CONTEXT and key not in options:
             continue
-        value = options.get(key, parameter.default)
+        value = options.get(key, _default(cls, key, parameter.default))
         if key in KINDS and isinstance(value, (str, Mapping)):
             value = resolve(KINDS[key], value)
         elif key in KINDS and key not in options and value is not Parameter.empty:
@@ -130,11 +130,20 @@ def resolve(kind: str, spec: str | Mapping[str, Any]) -> dict[str, Any]:
     return table | {key: value for key, value in options.items() if key not in table}
 
 
+def _default(cls: Any, key: str, value: Any) -> Any:
+    """A parameter's default, made anew where a dataclass makes it anew for each object."""
+    for field in fields(cls) if is_dataclass(cls) else ():
+        if field.name == key and field.default_factory is not MISSING:
+            return field.default_factory()
+    return value
+
+
 def _described(kind: str, value: Any) -> dict[str, Any] | None:
     """The table of an object that stands as a default: the method of its kind whose class it is."""
     for name in names(kind):
-        if find(kind, name) is type(value):
-            options = {f.name: getattr(value, f.name) for f in fields(value)} if is_dataclass(value) else {}
+        cls = find(kind, name)
+        if cls is type(value):
+            options = {key: getattr(value, key, None) for key in signature(cls).parameters}
             return resolve(
                 kind, {"name": name} | {k: v for k, v in options.items() if isinstance(v, (int, float, str))}
             )

@@ -123,7 +123,7 @@ class Flow:
         self, steps: int | Sequence[float], grid: str | Mapping[str, Any] | TimeGrid | None = None,
         sampler: Sampler | None = None,
     ) -> Tensor:  # fmt: skip
-        """The times that `sample` steps through, [K + 1] float64; a grid that is searched for is tried on 256 samples."""
+        """The times that `sample` steps through, [K + 1] float64; a searched grid is tried on 256 samples."""
         if grid is None or not isinstance(steps, int):
             return _grid(steps)
         context = {} if sampler is None else {"sampler": sampler}

@@ -40,13 +40,20 @@ def step_for(name):
     from flowmaps.core.flow_map import MeanVelocity
     from flowmaps.couplings.independent import Independent
     from flowmaps.engine.step import Step
+    from flowmaps.maps.divergence_head import DivergenceHead
     from flowmaps.nets.mlp import MLP
     from flowmaps.spaces.euclidean import Euclidean
 
     torch.manual_seed(0)
     teacher = MeanVelocity(MLP((3,), width=16, depth=2)).requires_grad_(False)
     model = MeanVelocity(MLP((3,), width=16, depth=2))
-    loss = build("losses", {"name": name, "weighting": "learned"}, teacher=teacher)
+    table = {"name": name, "weighting": "learned"}
+    if name == "distribution_matching":  # which has no errors to weight, and two networks that learn beside the map
+        velocity = {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}}
+        table = {"name": name, "critic": {"name": name, "critic": velocity}}
+    if name == "divergence_distillation":
+        model = DivergenceHead(MLP((3,), width=16, depth=2, outputs=2))
+    loss = build("losses", table, teacher=teacher, shape=(3,), classes=0)
     return Step(model, loss, Independent(), Euclidean())
 
 

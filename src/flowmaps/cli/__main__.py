@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from . import checking, describing, sampling, training
+from . import benchmarking, checking, describing, sampling, training
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -23,7 +23,7 @@ def _options(
 
 for verb in (
     training.train, training.distill, sampling.sample, sampling.evaluate, describing.list_methods, describing.show,
-    describing.cite, checking.doctor,
+    describing.cite, checking.doctor, benchmarking.bench,
 ):  # fmt: skip
     app.command("list" if verb is describing.list_methods else None)(verb)
 

@@ -33,10 +33,10 @@ def sample_to_tolerance(
     """Carry each sample from time 0 to 1 in jumps that pass a check, each sample in its own.
 
     A jump from s to t is taken if it lands near to where its two halves land, within its part of the tolerance:
-    |X_{s,t}(x) - X_{m,t}(X_{s,m}(x))| <= (t - s) tolerance / safety, root mean square per dimension. The halves are then kept, as the
-    better of the two; otherwise the first half is tried by itself. After a jump the next is tried twice as long. The
-    error estimate of a sample is the sum of its checks, and of the longest jumps that were taken at the least span
-    without passing.
+    |X_{s,t}(x) - X_{m,t}(X_{s,m}(x))| <= (t - s) tolerance / safety, root mean square per dimension. The halves are
+    then kept, as the better of the two; otherwise the first half is tried by itself. After a jump the next is tried
+    twice as long. The error estimate of a sample is the sum of its checks, those of jumps included that were taken at
+    the least span without passing.
 
     Args:
         model: the flow map.

@@ -1,9 +1,34 @@
 """A network that learns beside the map, in the same step, without either seeing the other's gradient."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from .random import Random
+from .types import Pair
+
+
+class SampleCritic(Protocol):
+    """Judges the map's one-step samples and learns to, at once.
+
+    Args:
+        sample: X_{0,1}(x0) [B, *], with gradient to the map.
+        pair: the coupled draw that the samples were made from; data and condition are those of a real batch.
+        generator: randomness.
+    Returns:
+        Loss [B]: what the map is to lower, through frozen weights, and the critic's own loss on detached samples.
+    """
+
+    def __call__(self, sample: Tensor, pair: Pair, *, generator: Random = None) -> Tensor: ...
+
+
+class OnlineVelocity(SampleCritic, Protocol):
+    """A critic that learns the velocity of the flow from noise to the map's samples."""
+
+    def velocity(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """That velocity [B, *] at states [B, *] and times [B], without gradient to the critic's weights."""
+        ...
 
 
 def frozen(module: nn.Module, *args: Any) -> Tensor:

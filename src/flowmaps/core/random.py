@@ -42,16 +42,27 @@ class Tape:
     """Draws made beforehand, handed out in order: what a compiled function gets in place of a generator.
 
     Args:
-        draws: the draws, each of the shape that will be asked for.
+        draws: the draws.
+        asked: kind ("normal" or "uniform") and shape of each.
     """
 
-    def __init__(self, draws: Sequence[Tensor]) -> None:
-        self.draws, self.used = draws, 0
+    def __init__(self, draws: Sequence[Tensor], asked: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+        self.draws, self.asked, self.used = draws, asked, 0
 
-    def next(self) -> Tensor:
-        """The next draw."""
+    def next(self, kind: str, shape: tuple[int, ...]) -> Tensor:
+        """The next draw.
+
+        Raises:
+            TapeError: if another was recorded, or none: the function takes another course than when it was recorded.
+        """
+        if self.used == len(self.draws) or self.asked[self.used] != (kind, shape):
+            raise TapeError(f"the tape must hold a {kind} draw of shape {shape} at place {self.used}; record it again.")
         self.used += 1
         return self.draws[self.used - 1]
+
+
+class TapeError(RuntimeError):
+    """A tape that does not hold what it is asked for."""
 
 
 class Recorder:
@@ -68,7 +79,13 @@ class Recorder:
 
     def tape(self, generator: Generator | PerSample | None) -> Tape:
         """The same draws from another generator."""
-        return Tape([_draw(k, s, torch.empty(0, dtype=t, device=d), generator) for k, s, t, d in self.asked])
+        draws = [_draw(k, s, torch.empty(0, dtype=t, device=d), generator) for k, s, t, d in self.asked]
+        return Tape(draws, self.kinds)
+
+    @property
+    def kinds(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Kind and shape of each draw."""
+        return [(kind, shape) for kind, shape, *_ in self.asked]
 
 
 Random = Generator | PerSample | Tape | Recorder | None
@@ -77,7 +94,7 @@ Random = Generator | PerSample | Tape | Recorder | None
 
 def _draw(kind: str, shape: Sequence[int], like: Tensor, generator: Random) -> Tensor:
     if isinstance(generator, Tape):
-        return generator.next()
+        return generator.next(kind, tuple(shape))
     if isinstance(generator, Recorder):
         generator.asked.append((kind, tuple(shape), like.dtype, like.device))
         generator.made.append(_draw(kind, shape, like, generator.generator))

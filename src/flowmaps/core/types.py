@@ -36,7 +36,7 @@ def map_condition(f: Callable[..., Tensor], cond: Any, *others: Any) -> Any:
 
 
 def same_condition(cond: Any, other: Any) -> Tensor:
-    """Whether the conditions of each sample are equal, [B]: of two conditions of the same build, with tensors in them."""
+    """Whether the conditions of each sample are equal, [B]; two conditions of the same build, with tensors in them."""
     equal: list[Tensor] = []
 
     def compare(a: Tensor, b: Tensor) -> Tensor:
@@ -117,10 +117,3 @@ class Space(Protocol):
 
     def constrain(self, x: Tensor) -> Tensor: ...
 
-
-class Critic(Protocol):
-    """An auxiliary network with its own loss [B]; the engine alternates it with the map."""
-
-    module: Any
-
-    def __call__(self, model: "FlowMap", pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor: ...

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from ..core.flow_map import FlowMap
-from ..core.random import Random, Recorder, Tape
+from ..core.random import Random, Recorder, Tape, TapeError
 from ..core.types import Loss, Pair
 
 TOLERANCE = 1e-3  # relative, of value and gradient; float32 agrees to about 1e-6, bfloat16 to a few 1e-4
@@ -30,7 +31,7 @@ class Compiled:
     def __init__(self, loss: Loss) -> None:
         self.loss = loss
         self.recorder: Recorder | None = None
-        self.graph: Callable[..., Tensor] = torch.compile(self._graph, fullgraph=True, dynamic=False, backend=_backend)
+        self.graph: Callable[..., Tensor] = torch.compile(self._graph, fullgraph=True, dynamic=None, backend=_backend)
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B].
@@ -43,17 +44,23 @@ class Compiled:
         if self.recorder is None:
             recorder = Recorder(generator)
             eager = self.loss(model, pair, step=step, generator=recorder)
-            compiled = self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, step)
+            compiled = self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, recorder.kinds, step)
             self._check(model, eager, compiled)
             self.recorder = recorder
             return compiled
-        draws = self.recorder.tape(generator).draws
-        return self.graph(model, pair.x0, pair.x1, pair.cond, draws, step)
+        tape = self.recorder.tape(generator)
+        try:
+            return self.graph(model, pair.x0, pair.x1, pair.cond, tape.draws, tape.asked, step)
+        except (TapeError, torch._dynamo.exc.TorchDynamoException):
+            # A schedule has led the loss another way, with other draws: record, compile and check that one.
+            self.recorder = None
+            return self(model, pair, step=step, generator=generator)
 
     def _graph(
-        self, model: FlowMap, x0: Tensor, x1: Tensor | None, cond: Any, draws: Sequence[Tensor], step: int
-    ) -> Tensor:
-        return self.loss(model, Pair(x0, x1, cond), step=step, generator=Tape(draws))
+        self, model: FlowMap, x0: Tensor, x1: Tensor | None, cond: Any, draws: Sequence[Tensor],
+        asked: Sequence[tuple[str, tuple[int, ...]]], step: int,
+    ) -> Tensor:  # fmt: skip
+        return self.loss(model, Pair(x0, x1, cond), step=step, generator=Tape(draws, asked))
 
     def _check(self, model: FlowMap, eager: Tensor, compiled: Tensor) -> None:
         weights = [p for p in model.parameters() if p.requires_grad]
@@ -77,11 +84,13 @@ class Compiled:
 
 def _backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
     """Inductor, with symbolic zeros of forward-mode derivatives written out: it cannot hand them to a backward pass."""
+    from torch._functorch import config as functorch
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
     zeros = {torch.ops.aten._efficientzerotensor.default: _zeros}
-    return compile_fx(graph, inputs, decompositions={**select_decomp_table(), **zeros})
+    with functorch.patch(donated_buffer=False):  # the check of the first call goes backward twice
+        return compile_fx(graph, inputs, decompositions={**select_decomp_table(), **zeros})
 
 
 def _zeros(

@@ -46,23 +46,31 @@ def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> L
     Raises:
         ConfigError: if the loss needs a teacher and there is none, or the teacher lives elsewhere.
     """
-    context: dict[str, Any] = {"interpolant": flow.interpolant}
+    inner = tuple(flow.space.encode(torch.zeros(1, *flow.shape)).shape[1:])
+    context: dict[str, Any] = {"interpolant": flow.interpolant, "shape": inner, "classes": flow.classes}
     if teacher is not None:
         if teacher.shape != flow.shape or teacher.space != flow.space or teacher.classes not in (0, flow.classes):
             raise ConfigError(
                 f"the teacher must have this run's data and space; it has shape {teacher.shape}, {teacher.classes} "
                 f"classes and {teacher.space}, the run {flow.shape}, {flow.classes} and {flow.space}."
             )
-        same = teacher.interpolant == flow.interpolant
-        context["teacher"] = (
-            teacher.model if same else Reparametrized(teacher.model, teacher.interpolant, flow.interpolant)
-        )
-    elif "teacher" in signature(find("losses", config["loss"]["name"])).parameters:
+        context["teacher"] = _on_this_path(teacher, flow)
+    elif _needs_teacher(find("losses", config["loss"]["name"])):
         raise ConfigError(
             f"the loss {config['loss']['name']!r} learns from a teacher; none is given. Use `flowmaps distill TEACHER "
             "RECIPE`, or set teacher to a run folder."
         )
     return build("losses", config["loss"], **context)
+
+
+def _on_this_path(teacher: Flow, flow: Flow) -> FlowMap:
+    same = teacher.interpolant == flow.interpolant
+    return teacher.model if same else Reparametrized(teacher.model, teacher.interpolant, flow.interpolant)
+
+
+def _needs_teacher(loss: Any) -> bool:
+    teacher = signature(loss).parameters.get("teacher")
+    return teacher is not None and teacher.default is teacher.empty
 
 
 def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> Step:
@@ -72,8 +80,12 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
         if teacher is None:
             raise ConfigError("from_teacher needs a teacher; none is given. Set teacher to a run folder.")
         _copy_weights(flow.model, teacher.model)
+    coupling = flow.coupling
+    if teacher is not None and "teacher" in signature(type(coupling)).parameters:  # it draws its pairs from it
+        context = {"teacher": _on_this_path(teacher, flow), "interpolant": flow.interpolant}
+        coupling = build("couplings", config["coupling"], **context)
     return Step(
-        flow.model, loss, flow.coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"]
+        flow.model, loss, coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"]
     )  # fmt: skip
 
 
@@ -95,7 +107,12 @@ def build_optimizer(config: Mapping[str, Any], step: nn.Module) -> torch.optim.O
 
 def _copy_weights(model: FlowMap, teacher: FlowMap) -> None:
     source = teacher.v if isinstance(teacher, EulerMap) and isinstance(teacher.v, FlowMap) else teacher
+    mine, other = (getattr(m, "net", None) for m in (model, source))
+    adopt = getattr(mine, "adopt", None)  # a network around one of the teacher's kind
     try:
+        if adopt is not None and type(mine) is not type(other):
+            adopt(other)
+            return
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:
         raise ConfigError(f"from_teacher needs a student with the teacher's network; {error}") from error

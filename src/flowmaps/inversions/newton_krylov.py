@@ -14,7 +14,7 @@ __all__ = ["NewtonKrylov"]
 
 @dataclass(frozen=True)
 class NewtonKrylov:
-    """Newton's method for X_{s,t}(x) = y; each linear system by GMRES, sample by sample, from derivatives of the map.
+    """Newton's method for X_{s,t}(x) = y, with GMRES for each linear system, sample by sample.
 
     Solves grad X d = y - X_{s,t}(x) for the step d in a Krylov space, and halves a step that does not reduce the error.
 

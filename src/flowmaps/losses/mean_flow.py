@@ -1,6 +1,7 @@
 """MeanFlow: the Eulerian identity with the conditional velocity."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -84,10 +85,21 @@ class MeanFlow:
         s, t = self.times(len(off), off.x0, generator, step=step)
         x, w = self.interpolant.draw(off, s, generator)
         w = self.velocity(model, off, x, w, s)
-        with stop_gradient():
-            mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, off.cond)  # noqa: E731
-            u, du = derivative_along(mean_velocity, x, s, t, dx=w, ds=1.0, jvp=self.jvp)
-            target = u + self.stabiliser(w + ramp(step, self.warmup) * expand_time(t - s, x) * du - u)
+        target = eulerian_target(model, x, w, s, t, off.cond, self.jvp, self.stabiliser, ramp(step, self.warmup))
         error = self.distance(model.mean_velocity(x, s, t, off.cond), target)
         report("mean_flow", error)
         return self.weighting(error, s, t)
+
+
+def eulerian_target(
+    model: FlowMap, x: Tensor, w: Tensor, s: Tensor, t: Tensor, cond: Any, jvp: JVP,
+    stabiliser: Stabiliser = Unchanged(), rate: float = 1.0, tangent: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """What the Eulerian identity makes of a velocity w at x: u + stabiliser(w + rate (t - s) du - u), stopped, [B, *].
+
+    The derivative du is taken along the tangent, by default w too.
+    """
+    with stop_gradient():
+        mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, cond)  # noqa: E731
+        u, du = derivative_along(mean_velocity, x, s, t, dx=w if tangent is None else tangent, ds=1.0, jvp=jvp)
+        return u + stabiliser(w + rate * expand_time(t - s, x) * du - u)

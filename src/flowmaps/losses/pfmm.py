@@ -30,7 +30,7 @@ class PFMM:
         steps: number of equal jumps of the teacher between s and t.
         sampler: how the teacher steps: its own jump, or a solver for its velocity.
         interpolant: the path that gives the departure points.
-        times: law of (s, t).
+        times: law of (s, t); "annealed" lets the span grow, as the paper does from stage to stage.
         weighting: what the error of a sample counts.
     Cost: 1 evaluation with gradient, `steps` times the sampler's evaluations of the teacher.
     Source: Boffi, Albergo & Vanden-Eijnden, Flow map matching with stochastic interpolants: a mathematical framework

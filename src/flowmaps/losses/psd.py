@@ -57,18 +57,25 @@ class PSD:
             pair,
             self.diagonal,
             lambda on: flow_matching(model, on, self.interpolant, self.diagonal_times, self.weighting, generator),
-            lambda off: self._off(model, off, step, generator),
+            lambda off: semigroup(
+                model, off, self.interpolant, self.times, self.weighting, self.split, step, generator
+            ),
         )
 
-    def _off(self, model: FlowMap, off: Pair, step: int, generator: Random) -> Tensor:
-        s, t = self.times(len(off), off.x0, generator, step=step)
-        x, _ = self.interpolant.draw(off, s, generator)
-        g = uniform((len(off),), x, generator) if self.split == "uniform" else torch.full_like(s, 0.5)
-        r = g * s + (1 - g) * t
-        with stop_gradient():
-            first = model.mean_velocity(x, s, r, off.cond)
-            y = x + expand_time(r - s, x) * first
-            target = first.lerp(model.mean_velocity(y, r, t, off.cond), expand_time(g, x))
-        error = square_error(model.mean_velocity(x, s, t, off.cond), target)
-        report("semigroup", error)
-        return self.weighting(error, s, t)
+
+def semigroup(
+    model: FlowMap, off: Pair, interpolant: Interpolant, times: PairLaw, weighting: Weighting, split: str, step: int,
+    generator: Random,
+) -> Tensor:  # fmt: skip
+    """The off-diagonal term of PSD as a function, [B]."""
+    s, t = times(len(off), off.x0, generator, step=step)
+    x, _ = interpolant.draw(off, s, generator)
+    g = uniform((len(off),), x, generator) if split == "uniform" else torch.full_like(s, 0.5)
+    r = g * s + (1 - g) * t
+    with stop_gradient():
+        first = model.mean_velocity(x, s, r, off.cond)
+        y = x + expand_time(r - s, x) * first
+        target = first.lerp(model.mean_velocity(y, r, t, off.cond), expand_time(g, x))
+    error = square_error(model.mean_velocity(x, s, t, off.cond), target)
+    report("semigroup", error)
+    return weighting(error, s, t)

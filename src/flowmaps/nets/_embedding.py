@@ -18,6 +18,23 @@ def wave_features(t: Tensor, count: int, highest: float) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], 1)
 
 
+class Waves(nn.Module):
+    """Waves of departure time and span side by side, [B], [B] -> [B, 4 count]; no weights.
+
+    Args:
+        count: frequencies per time.
+        highest: highest frequency in radians per unit of time.
+    """
+
+    def __init__(self, count: int, highest: float) -> None:
+        super().__init__()
+        self.count, self.highest = count, highest
+
+    def forward(self, s: Tensor, t: Tensor) -> Tensor:
+        """[B], [B] -> [B, 4 count]."""
+        return torch.cat([wave_features(z, self.count, self.highest) for z in (s, t - s)], 1)
+
+
 class TwoTimes(nn.Module):
     """Embeds departure time and span: MLP(waves of s) + MLP(waves of t - s), [B], [B] -> [B, width].
 

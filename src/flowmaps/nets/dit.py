@@ -88,11 +88,23 @@ class DiT(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], labels [B] -> [B, C, H, W]."""
-        c = F.silu(self.times(s, t) + self.labels(cond, len(x)))
+        return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
+
+    def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """What the blocks are told of times [B] and condition: [B, width]."""
+        return F.silu(self.times(s, t) + self.labels(cond, len(s)))
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    def body(self, x: Tensor, told: Sequence[Tensor]) -> Tensor:
+        """The network with what each block is told, and what the last layer is: depth + 1 of [B, width]."""
         h = self.enter(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)) + self.place
-        for block in self.blocks:
+        for block, c in zip(self.blocks, told[:-1], strict=True):
             h = block(h, c)
-        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
+        shift, scale = self.modulation(told[-1])[:, None].chunk(2, -1)
         h = self.leave(self.norm(h) * (1 + scale) + shift)
         y = F.pixel_shuffle(h.transpose(1, 2).reshape(len(x), -1, *self.grid), self.patch)
         return y if self.outputs == 1 else y.unflatten(1, (self.outputs, -1))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ._embedding import Condition, wave_features
+from ._embedding import Condition, Waves
 
 __all__ = ["MLP"]
 
@@ -33,7 +33,7 @@ class MLP(nn.Module):
         dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0, numbers: Sequence[str] = (), outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.shape, self.frequencies, self.highest, self.residual = tuple(shape), frequencies, highest, residual
+        self.shape, self.residual, self.times = tuple(shape), residual, Waves(frequencies, highest)
         d = math.prod(shape)
         self.labels, self.outputs = Condition(classes, width, numbers), outputs
         self.enter = nn.Linear(d + 4 * frequencies, width)
@@ -44,8 +44,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, *], s [B], t [B], labels [B] -> [B, *]."""
-        waves = [wave_features(z, self.frequencies, self.highest).to(x.dtype) for z in (s, t - s)]
-        h = self.enter(torch.cat([x.flatten(1), *waves], 1)) + self.labels(cond, len(x))
+        waves = self.times(s, t).to(x.dtype)
+        h = self.enter(torch.cat([x.flatten(1), waves], 1)) + self.labels(cond, len(x))
         for norm, layer in zip(self.norms, self.hidden, strict=True):
             new = layer(self.dropout(nn.functional.silu(norm(h))))
             h = h + new if self.residual else new

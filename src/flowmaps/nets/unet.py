@@ -110,16 +110,29 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], labels [B] -> [B, C, H, W]."""
-        c = F.silu(self.times(s, t) + self.labels(cond, len(x)))
+        return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
+
+    def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """What the blocks are told of times [B] and condition: [B, 4 width]."""
+        return F.silu(self.times(s, t) + self.labels(cond, len(s)))
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return sum(isinstance(layer, _Residual) for layer in (*self.down, *self.middle, *self.up))
+
+    def body(self, x: Tensor, told: Sequence[Tensor]) -> Tensor:
+        """The network with what each block is told: the first `depth` of these [B, 4 width], from first to last."""
+        c = iter(told)
         h = self.enter(x)
         skips = [h]
         for layer in self.down:
-            h = layer(h, c) if isinstance(layer, _Residual) else layer(F.avg_pool2d(h, 2))
+            h = layer(h, next(c)) if isinstance(layer, _Residual) else layer(F.avg_pool2d(h, 2))
             skips.append(h)
-        h = self.middle[1](self.attention(self.middle[0](h, c)), c)
+        h = self.middle[1](self.attention(self.middle[0](h, next(c))), next(c))
         for layer in self.up:
             if isinstance(layer, _Residual):
-                h = layer(torch.cat([h, skips.pop()], 1), c)
+                h = layer(torch.cat([h, skips.pop()], 1), next(c))
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         y = self.leave(F.silu(_norm(h)))

@@ -31,8 +31,8 @@ class Corrected:
     Cost: the sampler's evaluations and `steps` more, per step.
     Source: Song, Sohl-Dickstein, Kingma & others, Score-based generative modeling through stochastic differential
         equations, 2020, arXiv:2011.13456, the predictor-corrector sampler.
-    Differs: the size of a step is fixed, not set by a signal-to-noise ratio measured on the batch, so that a sample does
-        not depend on its neighbours.
+    Differs: the size of a step is fixed, not set by a signal-to-noise ratio of the batch, so that a sample does not
+        depend on its neighbours.
     """
 
     sampler: Sampler = Jump()

@@ -18,16 +18,16 @@ __all__ = ["Gamma"]
 
 @dataclass(frozen=True)
 class Gamma:
-    """To reach t, jump on to t' > t and add the noise that leads back: the law at t is kept, old errors are forgotten.
+    """To reach t, jump on to t' > t and add the noise that leads back: the law at t is kept.
 
     x <- beta_t / beta_{t'} X_{s,t'}(x) + gamma alpha_t e, with alpha_{t'} / beta_{t'} = sqrt(1 - gamma^2) alpha_t /
     beta_t and e ~ N(0, I). Gamma 0 is the jump; 1 jumps to the data and draws fresh noise, which is how consistency
-    models take several steps. Where alpha_t = 0, at the data, it is the jump.
+    models take several steps. Fresh noise forgets old errors. Where alpha_t = 0, at the data, it is the jump.
 
     Args:
         gamma: share of fresh noise, as a standard deviation.
-        rule: "exact", as above; "released" takes 1 - t' = sqrt(1 - gamma^2) (1 - t) and t / t' X + (1 - t / t') e, on the
-            linear path, which leaves less noise than the law at t has.
+        rule: "exact", as above; "released" takes 1 - t' = sqrt(1 - gamma^2) (1 - t) and t / t' X + (1 - t / t') e, on
+            the linear path, which leaves less noise than the law at t has.
         interpolant: the path the map was trained on, with a source N(0, I).
     Cost: 1 network evaluation per step.
     Source: Kim, Lai, Liao & others, Consistency trajectory models: learning probability flow ODE trajectory of

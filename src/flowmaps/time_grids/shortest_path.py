@@ -66,7 +66,7 @@ class ShortestPath:
 
     @torch.no_grad()
     def costs(self, fine: Tensor, states: list[Tensor], model: FlowMap, cond: Any = None) -> Tensor:
-        """c between the times of a fine grid [n], infinite where there is no jump: [n, n], float64.
+        """C between the times of a fine grid [n], infinite where there is no jump: [n, n], float64.
 
         Args:
             fine: times [n].

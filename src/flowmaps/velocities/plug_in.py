@@ -14,7 +14,7 @@ __all__ = ["PlugIn"]
 
 @dataclass(frozen=True)
 class PlugIn:
-    """The velocity that would be exact if the batch were the data: less variance than the conditional one, some bias.
+    """The velocity that would be exact if the batch were the data: less variance, some bias.
 
     sum_j p_j (alpha' e_j + beta' x1_j), with e_j = (I_s - beta x1_j) / alpha and p = softmax_j(-|e_j|^2 / 2), over the
     data j of the batch, for a source N(0, I). The first `share` of the batch gets it, the rest its own path's velocity.

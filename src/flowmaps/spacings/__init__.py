@@ -1,0 +1,1 @@
+"""How far apart two neighbouring times are, one spacing per file."""

@@ -1,0 +1,5 @@
+"""Cells whose number doubles."""
+
+from ..core.spacing import Doubling
+
+__all__ = ["Doubling"]

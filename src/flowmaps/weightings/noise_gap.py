@@ -1,0 +1,5 @@
+"""Short steps count more."""
+
+from ..core.weighting import NoiseGap
+
+__all__ = ["NoiseGap"]

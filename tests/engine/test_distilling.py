@@ -1,0 +1,118 @@
+"""Runs with a critic, with pairs of a teacher, and from a network of one time; low-rank updates."""
+
+import pytest
+import torch
+from runs import small
+from torch import nn
+
+from flowmaps.build import build
+from flowmaps.core.random import fold_in
+from flowmaps.engine.config import ConfigError, resolve_config
+from flowmaps.engine.lora import add_lora
+from flowmaps.engine.objects import build_optimizer, build_step
+from flowmaps.flow import Flow
+
+
+def flow_of(config, seed=0):
+    torch.manual_seed(seed)
+    return Flow.built(config, (1, 8, 8), config["classes"])
+
+
+def configured(**options):
+    return resolve_config(small(**options)) | {"classes": 0}
+
+
+def one_step(step, config):
+    optimizer = build_optimizer(config, step)
+    loss, terms = step(torch.randn(8, 1, 8, 8, generator=fold_in(3)), generator=fold_in(4))
+    loss.backward()
+    optimizer.step()
+    return terms
+
+
+CRITICS = {
+    "free_flow": {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}},
+    "distribution_matching": {
+        "name": "distribution_matching",
+        "critic": {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}},
+    },
+    "self_corrected": {"name": "discriminator", "width": 8},
+}
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_a_critic_is_built_trained_and_saved_and_the_teacher_is_not(name):
+    config = configured(loss={"name": name, "critic": CRITICS[name]})
+    teacher = flow_of(config, 1)
+    teacher.model.requires_grad_(False)
+    step = build_step(config, flow_of(config), teacher)
+    before = {k: v.clone() for k, v in step.trained_state().items()}
+    terms = one_step(step, config)
+    assert terms
+    after = step.trained_state()
+    changed = {k.split(".")[0] + "." + k.split(".")[1] for k in after if not torch.equal(after[k], before[k])}
+    assert any("critic" in k for k in changed), "the critic takes a step with the map"
+    assert any(k.startswith("model") for k in changed)
+    assert not any("teacher" in k for k in after)
+    assert any("critic" in k for k in after), "and is kept in checkpoints"
+
+
+def test_a_coupling_draws_its_pairs_from_the_runs_teacher():
+    config = configured(loss={"name": "one_step_distillation"}, coupling={"name": "reflow", "steps": 3})
+    teacher = flow_of(config, 1)
+    nn.init.normal_(teacher.model.net.leave.weight, std=0.1)
+    step = build_step(config, flow_of(config), teacher)
+    assert step.coupling.teacher is teacher.model
+    pair = step.coupling(torch.zeros(4, 1, 8, 8), generator=fold_in(1))
+    assert (pair.x1 - pair.x0).abs().max() > 1e-3
+    one_step(step, config)
+    assert build_step(config, flow_of(config), None).coupling.teacher is None, "and sampling needs none"
+    other = configured(loss={"name": "one_step_distillation"})
+    assert type(build_step(other, flow_of(other), teacher).coupling).__name__ == "Independent"
+
+
+def test_a_loss_whose_teacher_may_be_left_out_needs_none():
+    config = configured(
+        loss={"name": "divergence_distillation"}, map={"name": "divergence_head"},
+        net={"name": "mlp", "width": 8, "depth": 2, "outputs": 2},
+    )  # fmt: skip
+    assert set(one_step(build_step(config, flow_of(config), None), config)) == {"velocity", "divergence"}
+    needy = configured(loss={"name": "boss"})
+    with pytest.raises(ConfigError, match="the loss 'boss' learns from a teacher; none is given"):
+        build_step(needy, flow_of(needy), None)
+
+
+@pytest.mark.parametrize("name", ["gated_span", "block_split"])
+def test_a_run_starts_from_a_teacher_of_one_time(name):
+    inner = {"name": "dit", "width": 16, "depth": 2, "heads": 2}
+    config = configured(loss={"name": "flow_matching"}, net=inner)
+    teacher = flow_of(config, 1)
+    for p in teacher.model.parameters():
+        nn.init.normal_(p, std=0.1)
+    other = configured(net={"name": name, "net": inner}) | {"from_teacher": True}
+    flow = flow_of(other)
+    build_step(other, flow, teacher)
+    x, t = torch.randn(4, 1, 8, 8), torch.rand(4)
+    assert (flow.model.velocity(x, t) - teacher.model.velocity(x, t)).abs().max() < 1e-5
+    wrong = configured(net={"name": name, "net": inner | {"width": 32}}) | {"from_teacher": True}
+    with pytest.raises(ConfigError, match="from_teacher needs a student with the teacher's network"):
+        build_step(wrong, flow_of(wrong), teacher)
+
+
+def test_low_rank_updates_start_at_nothing_and_train_alone():
+    pytest.importorskip("peft")
+    torch.manual_seed(0)
+    net = build("nets", {"name": "dit", "width": 16, "depth": 2, "heads": 2}, shape=(1, 8, 8))
+    for p in net.parameters():
+        nn.init.normal_(p, std=0.1)
+    x, s, t = torch.randn(4, 1, 8, 8), torch.rand(4), torch.rand(4)
+    before = net(x, s, t).detach()
+    trained = add_lora(net, 2, layers=["qkv"], open_=["times"])
+    assert torch.equal(net(x, s, t), before)
+    assert sum("lora_A" in name for name in trained) == sum("lora_B" in name for name in trained) == 2
+    assert all("lora_" in name or name.startswith("times") for name in trained)
+    assert any(name.startswith("times") for name in trained)
+    net(x, s, t).square().sum().backward()
+    assert {name for name, p in net.named_parameters() if p.grad is not None} == set(trained)
+    with pytest.raises(ValueError, match="layers must name linear layers"):
+        add_lora(net, layers=["nothing"])
