@@ -52,7 +52,7 @@ def main() -> None:
     board = Checkerboard()
     floor = histogram_kl(board.sample(SAMPLES, fold_in(102)), board.sample(SAMPLES, fold_in(103)))
     about = (
-        f"# Checkerboard, {asked.seconds:g} seconds on one core, {asked.seeds} seeds\n\n"
+        f"# Checkerboard, {asked.seconds:g} processor seconds on one core, {asked.seeds} seeds\n\n"
         f"error K: K-step map against the exact map of {POINTS:,} points, relative root mean square (1 is no better "
         f"than the mean of the data). KL K: histogram of {SAMPLES:,} true samples to that of {SAMPLES:,} K-step "
         f"samples, 50 x 50 cells, nats; between two sets of true samples it is {floor:.3f}. MLP 256 x 4, batch 512, "
