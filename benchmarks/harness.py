@@ -1,4 +1,4 @@
-"""What the benchmarks share: training for a number of processor seconds, one process per core, and tables that say what they are."""
+"""What the benchmarks share: training for a number of processor seconds, a process per core, and honest tables."""
 
 import copy
 import csv
@@ -44,8 +44,9 @@ def train_seconds(
     loss, draw, seconds, *, shape, seed=0, net=None, batch=512, lr=2e-3, clip=1.0, schedule=Schedule(hold=0.3),
     ema=EMA(),
 ) -> Outcome:  # fmt: skip
-    """Train a mean velocity for `seconds` of processor time, so that a busy machine changes little; `draw(n, generator)` gives fresh data [n, *].
+    """Train a mean velocity for `seconds` of processor time, which a busy machine changes little.
 
+    `draw(n, generator)` gives fresh data [n, *].
     Set-up and the first five steps, which warm caches up, are not counted.
     """
     torch.manual_seed(seed)

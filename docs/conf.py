@@ -4,7 +4,7 @@ from flowmaps import __version__
 
 project = "flowmaps"
 author = "The flowmaps authors"
-copyright = f"2026, {author}"
+copyright = f"2026, {author}"  # noqa: A001
 version = release = __version__
 extensions = ["myst_parser"]
 myst_enable_extensions = ["dollarmath"]
