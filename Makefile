@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check mutate bench docs clean
+.PHONY: demo test test-slow check mutate bench bench-family docs clean
 
 # Train on the built-in digits, measure, and write a picture and a report.
 demo: .venv/.core
@@ -28,10 +28,14 @@ check: .venv/.dev
 mutate: .venv/.dev
 	$(BIN)/python tests/mutate.py
 
-# The tables of benchmarks/ anew; about half an hour.
-bench: .venv/.core
-	$(BIN)/python benchmarks/checkerboard.py
+# The tables of benchmarks/ anew; hours on two cores.
+bench: bench-family
 	$(BIN)/python benchmarks/residuals.py
+
+# Every loss at equal seconds, and at equal images.
+bench-family: .venv/.core
+	$(BIN)/flowmaps bench family --seconds 60
+	$(BIN)/flowmaps bench family --images 1000000
 
 docs: .venv/.docs
 	$(BIN)/python docs/methods.py

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Mutation:
     tests: str
 
     def __str__(self) -> str:
-        old, new = (" ".join(text.split()) for text in (self.old, self.new))
+        old, new = (textwrap.shorten(text, 70, placeholder=" ...") for text in (self.old, self.new))
         return f"{self.file}: {old} -> {new or 'nothing'}"
 
 
@@ -64,9 +65,9 @@ def check_import() -> None:
     """Python must import the copy, or nothing here would mean anything."""
     with tempfile.TemporaryDirectory() as folder:
         copy = copy_package(Path(folder))
-        ask = [sys.executable, "-c", "import flowmaps.core; print(flowmaps.core.__file__)"]
-        found = subprocess.run(ask, cwd=ROOT, env=environment(Path(folder)), capture_output=True, text=True, check=True)
-        assert found.stdout.strip() == str(copy / "core" / "__init__.py"), f"python imports {found.stdout.strip()}"
+        ask = [sys.executable, "-c", "import flowmaps; print(flowmaps.__file__)"]
+        found = subprocess.check_output(ask, cwd=ROOT, env=environment(Path(folder)), text=True).strip()
+        assert found == str(copy / "__init__.py"), f"python imports {found}, not the copy"
 
 
 def verdict(mutation: Mutation) -> tuple[str, float]:
@@ -77,9 +78,8 @@ def verdict(mutation: Mutation) -> tuple[str, float]:
         file.write_text(file.read_text("utf-8").replace(mutation.old, mutation.new), "utf-8")
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(mutation.tests)]
         # A session of its own, so that a hanging test goes together with the processes it started.
-        child = subprocess.Popen(
-            command, cwd=ROOT, env=environment(Path(folder)), stdout=subprocess.DEVNULL, start_new_session=True
-        )
+        options = {"cwd": ROOT, "env": environment(Path(folder)), "stdout": subprocess.DEVNULL}
+        child = subprocess.Popen(command, **options, start_new_session=True)
         try:
             code = child.wait(TIMEOUT)
             word = {0: "SURVIVED", 1: "caught"}.get(code, f"ERROR, pytest ended with code {code}")
@@ -94,17 +94,15 @@ def main() -> None:
     """Read the list, check it, run it, and count."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="those whose file, text or tests contain it")
-    only = parser.parse_args().only
-    every = read((ROOT / "tests" / "mutations.txt").read_text("utf-8"))
+    only, every = parser.parse_args().only, read((ROOT / "tests" / "mutations.txt").read_text("utf-8"))
     stale = [m for m in every if (PACKAGE / m.file).read_text("utf-8").count(m.old) != 1 or not m.tests]
-    for mutation in stale:
-        print(f"stale: the old text must occur exactly once, and tests be named: {mutation}")
-    chosen = [m for m in every if only in f"{m}\n{m.tests}"]
+    for m in stale:
+        print(f"stale: the old text must occur exactly once, and tests be named: {m}")
+    chosen = [m for m in every if only in "\n".join((m.file, m.old, m.new, m.tests))]
     if stale or not chosen:
         sys.exit(f"{len(stale)} of {len(every)} mutations are stale, {len(chosen)} chosen; nothing was run")
     check_import()
-    began, caught = time.monotonic(), 0
-    pool = ThreadPoolExecutor(AT_ONCE)
+    began, caught, pool = time.monotonic(), 0, ThreadPoolExecutor(AT_ONCE)
     try:
         jobs = {pool.submit(verdict, m): m for m in chosen}
         for count, job in enumerate(as_completed(jobs), 1):

@@ -13,7 +13,15 @@ ROOT = Path(__file__).parents[1]
 
 def python(*words, cwd):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 
@@ -28,11 +36,23 @@ def test_two_moons_ends_at_the_floor(tmp_path):
 
 
 def test_two_moons_runs(tmp_path):
-    assert "picture" in python(ROOT / "examples" / "two_moons.py", "--steps", 20, "--out", tmp_path / "m.png", cwd=tmp_path)
+    assert "picture" in python(
+        ROOT / "examples" / "two_moons.py", "--steps", 20, "--out", tmp_path / "m.png", cwd=tmp_path
+    )
 
 
 def test_your_own_loss_trains_from_the_command_line(tmp_path):
-    words = ["train", "digits", "loss={name = 'your_own_loss:Midpoint'}", "images=320", "batch=32", "device=cpu", "evaluate=false", "--out", tmp_path / "run"]
+    words = [
+        "train",
+        "digits",
+        "loss={name = 'your_own_loss:Midpoint'}",
+        "images=320",
+        "batch=32",
+        "device=cpu",
+        "evaluate=false",
+        "--out",
+        tmp_path / "run",
+    ]
     python("-m", "flowmaps.cli", *words, "--quiet", cwd=ROOT / "examples")
     assert (tmp_path / "run" / "report.html").exists()
     body = (ROOT / "examples" / "your_own_loss.py").read_text().partition("@dataclass")[2]
@@ -43,7 +63,18 @@ def test_python_in_the_readme_runs(tmp_path):
     readme = (ROOT / "README.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     assert blocks
-    words = ["train", "digits", "images=320", "batch=32", "net.width=16", "device=cpu", "evaluate=false", "--out", "runs/digits-001", "--quiet"]
+    words = [
+        "train",
+        "digits",
+        "images=320",
+        "batch=32",
+        "net.width=16",
+        "device=cpu",
+        "evaluate=false",
+        "--out",
+        "runs/digits-001",
+        "--quiet",
+    ]
     python("-m", "flowmaps.cli", *words, cwd=tmp_path)
     for block in blocks:
         python("-c", block, cwd=tmp_path)

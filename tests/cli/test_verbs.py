@@ -30,7 +30,9 @@ def flow(*words, cwd=None, code=0, **options):
     """Run the command line as a user does."""
     environment = os.environ | {"COLUMNS": "100", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "flowmaps.cli", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False, **options)
+    done = subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=120, check=False, **options
+    )
     assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr
@@ -54,7 +56,15 @@ def test_help_is_complete_and_quick():
 
 def test_train_writes_a_run_folder(run):
     path, text = run
-    assert {"run.toml", "environment.json", "metrics.jsonl", "evaluation.json", "report.html", "checkpoints", "samples"} <= {p.name for p in Path(path).iterdir()}
+    assert {
+        "run.toml",
+        "environment.json",
+        "metrics.jsonl",
+        "evaluation.json",
+        "report.html",
+        "checkpoints",
+        "samples",
+    } <= {p.name for p in Path(path).iterdir()}
     assert re.search(r"train: 640/640 images  loss \d+\.\d+  [\d,]+ images/s", text), "plain lines when piped"
     assert f"flowmaps sample {path}" in text
     assert "floor" in text
@@ -68,8 +78,15 @@ def test_report_is_one_page_that_needs_no_network(run):
     page = (run[0] / "report.html").read_text()
     assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page)
     assert page.count("data:image/png;base64,") == 2, "one picture per save"
-    for word in ("Samples over time", "Quality against number of evaluations", "loss terms", "residuals of the three identities",
-                 "2505.18825", "[optimizer]", "&quot;torch&quot;"):
+    for word in (
+        "Samples over time",
+        "Quality against number of evaluations",
+        "loss terms",
+        "residuals of the three identities",
+        "2505.18825",
+        "[optimizer]",
+        "&quot;torch&quot;",
+    ):
         assert word in page
     assert page.count("<svg") == 5
 
@@ -87,7 +104,20 @@ def test_python_loads_the_run(run):
 
 
 def test_sample(run, tmp_path):
-    text = flow("sample", run[0], "--steps", "1,2", "--n", 5, "--out", tmp_path / "g.png", "--raw", tmp_path / "x.npz", "--label", 3)
+    text = flow(
+        "sample",
+        run[0],
+        "--steps",
+        "1,2",
+        "--n",
+        5,
+        "--out",
+        tmp_path / "g.png",
+        "--raw",
+        tmp_path / "x.npz",
+        "--label",
+        3,
+    )
     assert "picture" in text
     arrays = np.load(tmp_path / "x.npz")
     assert arrays["steps_1"].shape == arrays["steps_2"].shape == (5, 1, 8, 8)
@@ -98,7 +128,20 @@ def test_sample(run, tmp_path):
 
 
 def test_evaluate(run, tmp_path):
-    text = flow("evaluate", run[0], "--steps", "1,3", "--n", 200, "--out", tmp_path / "e.json", "--sampler", "heun", "--guidance", 1.5)
+    text = flow(
+        "evaluate",
+        run[0],
+        "--steps",
+        "1,3",
+        "--n",
+        200,
+        "--out",
+        tmp_path / "e.json",
+        "--sampler",
+        "heun",
+        "--guidance",
+        1.5,
+    )
     rows = json.loads((tmp_path / "e.json").read_text())["rows"]
     assert [row["evaluations"] for row in rows] == [4, 12], "Heun calls twice a step, guidance doubles"
     assert "energy" in text
@@ -127,7 +170,9 @@ def test_distill_and_two_stages(tmp_path):
     x = torch.zeros(1, 1, 8, 8)
     teacher = flowmaps.load(tmp_path / "t")
     halves = teacher.map(teacher.map(x, 0.0, 0.5), 0.5, 1.0)
-    assert torch.allclose(halves, x + 0.5 * teacher.velocity(x, 0.0) + 0.5 * teacher.velocity(x + 0.5 * teacher.velocity(x, 0.0), 0.5))
+    assert torch.allclose(
+        halves, x + 0.5 * teacher.velocity(x, 0.0) + 0.5 * teacher.velocity(x + 0.5 * teacher.velocity(x, 0.0), 0.5)
+    )
     flow("train", "digits_distill", *TINY, "teacher.images=320", "--out", tmp_path / "both", "--quiet")
     assert (tmp_path / "both" / "teacher" / "report.html").exists()
     assert flowmaps.load(tmp_path / "both" / "teacher").config["loss"]["name"] == "flow_matching"
@@ -175,7 +220,14 @@ def test_cite_a_run(run):
 def test_doctor_and_dry_run(run):
     text = flow("doctor", run[0], code=1)
     assert "BAD  quality" in text, "twenty steps are not enough"
-    for word in ("torch", "forward mode through attention", "gradient of a derivative through norms", "compile", "disk", "checkpoints"):
+    for word in (
+        "torch",
+        "forward mode through attention",
+        "gradient of a derivative through norms",
+        "compile",
+        "disk",
+        "checkpoints",
+    ):
         assert re.search(rf"^(ok  |BAD ) {word}", text, re.MULTILINE), word
     assert "tangents" in flow("train", "digits", *TINY, "--dry-run")
 
@@ -204,9 +256,15 @@ def test_doctor_finds_what_is_wrong(run, tmp_path):
         (["train", "digits", "loss.diagonal=2"], "diagonal must lie between 0 and 1"),
         (["train", "digits", "loss.diagonal=x"], "LSD's option 'diagonal' must be float; got 'x'"),
         (["train", "digits", "data=nowhere"], "no data named 'nowhere'"),
-        (["train", "digits", "data.name=arrays", "data.path=/none.npy"], "data.path must be an existing .npy or .npz file"),
+        (
+            ["train", "digits", "data.name=arrays", "data.path=/none.npy"],
+            "data.path must be an existing .npy or .npz file",
+        ),
         (["train", "digits", "loss=lmd"], "Use `flowmaps distill TEACHER RECIPE`"),
-        (["distill", "/none", "digits_distill"], "/none must be a run folder with a checkpoint; there is no such folder"),
+        (
+            ["distill", "/none", "digits_distill"],
+            "/none must be a run folder with a checkpoint; there is no such folder",
+        ),
         (["distill", "/none"], "RECIPE must be given after TEACHER"),
         (["sample", "/none"], "/none must be a run folder"),
         (["sample", "/none", "--steps", "1,x"], "--steps must be whole numbers from 1"),
@@ -228,7 +286,9 @@ def test_wrong_use_of_the_parser(tmp_path):
 
 
 def test_debug_shows_the_traceback(tmp_path):
-    done = subprocess.run([sys.executable, "-m", "flowmaps.cli", "train", "digit", "--debug"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "flowmaps.cli", "train", "digit", "--debug"], capture_output=True, text=True, check=False
+    )
     assert "Traceback" in done.stderr
     assert done.returncode == 1
 

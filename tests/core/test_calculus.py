@@ -36,6 +36,7 @@ def test_divergence_of_an_affine_field(shape):
 def test_hutchinson_is_unbiased():
     matrix = torch.randn(4, 4, generator=stream())
     x, probe = torch.zeros(200_000, 4), torch.randn(200_000, 4, generator=stream(1))
+    assert torch.allclose(divergence(lambda x: x @ matrix.T, x[:2])[1], matrix.trace())
     found = hutchinson(lambda x: x @ matrix.T, x, probe)[1]
     # Five standard errors: false alarm 6e-7.
     assert abs(found.mean() - matrix.trace()) < 5 * found.std() / len(found) ** 0.5

@@ -226,7 +226,12 @@ def test_unreadable_pictures_are_skipped_and_counted(tmp_path):
     bomb = io.BytesIO()
     Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
     path = folder_of(
-        tmp_path, a_dot_png=good, b_dot_png=good[: len(good) // 2], c_dot_png=b"", d_dot_jpg=b"garbage", e_dot_png=bomb.getvalue()
+        tmp_path,
+        a_dot_png=good,
+        b_dot_png=good[: len(good) // 2],
+        c_dot_png=b"",
+        d_dot_jpg=b"garbage",
+        e_dot_png=bomb.getvalue(),
     )
     data = read("image_folder", path=path, split="all")
     assert len(data) == 1

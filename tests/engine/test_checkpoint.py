@@ -167,7 +167,7 @@ def test_a_kill_at_any_instant_leaves_a_loadable_run(tmp_path):
     """Twenty kills at different instants of a loop that only saves; each leaves the last saved state or the next."""
     generator = torch.Generator().manual_seed(0)
     here = str(Path(__file__).parent)
-    saved = 0
+    saved, duration = 0, 0.0
     for _ in range(20):
         child = subprocess.Popen(
             [sys.executable, "-c", CHILD, str(tmp_path), here, str(saved)], stdout=subprocess.PIPE, text=True
@@ -175,7 +175,10 @@ def test_a_kill_at_any_instant_leaves_a_loadable_run(tmp_path):
         assert child.stdout.readline().strip() == "ready"
         if saved == 0:
             saved = int(child.stdout.readline())
-        time.sleep(0.02 + 0.25 * torch.rand(1, generator=generator).item())
+            began = time.monotonic()
+            saved = int(child.stdout.readline())
+            duration = time.monotonic() - began  # of one save, on this machine, as busy as it is
+        time.sleep(2 * duration * torch.rand(1, generator=generator).item())
         child.send_signal(signal.SIGKILL)
         rest = child.stdout.read().split()
         child.wait()
@@ -184,4 +187,4 @@ def test_a_kill_at_any_instant_leaves_a_loadable_run(tmp_path):
         assert back.images in (reported, reported + 1)
         assert torch.equal(back.weights["model.w"], torch.full((2_000_000,), float(back.images)))
         saved = back.images
-    assert saved >= 10, "most children lived long enough to save"
+    assert saved >= 5, "some children lived long enough to save"

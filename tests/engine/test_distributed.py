@@ -69,8 +69,17 @@ def gradient(call, step, *ranks):
 
 def launch(code, arguments, *, module=()):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *module, *code, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        *module,
+        *code,
+        *arguments,
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -104,7 +113,11 @@ def test_a_run_on_two_processes_trains_and_resumes(tmp_path):
     config["net"]["width"] = 24
     (tmp_path / "mine.toml").write_text(write_config(config))
     module = ["-m", "flowmaps.cli"]
-    launch([], ["train", str(tmp_path / "mine.toml"), "save.every=320", "--out", str(tmp_path / "run"), "--quiet"], module=module)
+    launch(
+        [],
+        ["train", str(tmp_path / "mine.toml"), "save.every=320", "--out", str(tmp_path / "run"), "--quiet"],
+        module=module,
+    )
     whole = load_checkpoint(find_checkpoint(tmp_path / "run"))
     assert whole.images == 640
     half = tmp_path / "run" / "checkpoints" / "000000000320"
