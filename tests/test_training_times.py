@@ -61,3 +61,44 @@ def test_logit_normal_pair_is_sorted_logit_normals():
 def test_bad_options(name):
     with pytest.raises(ValueError, match="std must be > 0; got -1"):
         build("training_times", {"name": name, "std": -1.0})
+
+
+def test_to_data_sets_the_first_share():
+    law = build("training_times", {"name": "to_data", "share": 0.25, "until": 1000})
+    s, t = law(1000, torch.empty(0), stream())
+    assert int((t == 1).sum()) == 250
+    assert (t[:250] == 1).all()
+    half = law(1000, torch.empty(0), stream(), step=500)[1]
+    assert int((half == 1).sum()) == 167, "arccos(1/2) is two thirds of a right angle"
+    assert int((law(1000, torch.empty(0), stream(), step=2000)[1] == 1).sum()) == 0
+    plain = build("training_times", "uniform_pair")(1000, torch.empty(0), stream())
+    assert torch.equal(s, plain[0])
+    assert torch.equal(t[250:], plain[1][250:])
+
+
+def test_annealed_spans_grow():
+    law = build("training_times", {"name": "annealed", "images": 1000, "least": 0.1})
+    for step, longest in ((0, 0.1), (500, 0.55), (1000, 1.0), (5000, 1.0)):
+        s, t = law(4000, torch.empty(0), stream(), step=step)
+        assert 0.95 * longest < (t - s).max() <= longest + 1e-12
+    with pytest.raises(ValueError, match="images must be at least 1"):
+        build("training_times", {"name": "annealed", "images": 0})
+
+
+def test_span_pair_draws_span_and_place():
+    law = build("training_times", {"name": "span_pair", "span": {"name": "logit_normal", "mean": -1.0}})
+    s, t = law(100_000, torch.empty(0), stream())
+    assert abs(torch.logit(t - s).mean() + 1) < 0.016  # five standard errors
+    place = s / (1 - (t - s))
+    assert abs(place.mean() - 0.5) < 0.005
+    assert abs(torch.corrcoef(torch.stack([place, t - s]))[0, 1]) < 0.016
+
+
+def test_dyadic_pairs_lie_on_their_grid():
+    s, t = build("training_times", {"name": "dyadic_pair", "levels": 4})(8000, torch.empty(0), stream())
+    span = t - s
+    shares = torch.stack([(span == 2.0**-j).double().mean() for j in range(4)])
+    assert (shares - 0.25).abs().max() < 0.025  # five standard errors
+    assert torch.equal(s / span, (s / span).round())
+    with pytest.raises(ValueError, match="levels must be at least 1"):
+        build("training_times", {"name": "dyadic_pair", "levels": 0})

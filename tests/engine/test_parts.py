@@ -1,5 +1,6 @@
 """The parts of the engine: order of data, averages, learning rate, configuration, step, compiler."""
 
+import copy
 import dataclasses
 import json
 
@@ -268,6 +269,42 @@ def test_compiled_is_eager(name):
             torch.autograd.grad(x.mean(), list(model.parameters()), materialize_grads=True) for x in (eager, quick)
         ]
         assert all((a - b).abs().max() < 1e-5 for a, b in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [{"name": "soflow", "images": 4000}, {"name": "split_mean_flow", "start": 1000}],
+    ids=lambda table: table["name"],
+)
+def test_compiled_follows_schedules(table):
+    """Options that depend on the images seen neither freeze nor recompile each step; nor do draws that change."""
+    torch.manual_seed(0)
+    model = MeanVelocity(MLP((3,), width=16, depth=2))
+    pair = Independent()(torch.randn(16, 3, generator=fold_in(0)), generator=fold_in(1))
+    loss = build("losses", table)
+    fast, values = Compiled(loss), []
+    for i in range(12):
+        values.append(fast(model, pair, step=300 * i, generator=fold_in(2)))
+        assert (values[-1] - loss(model, pair, step=300 * i, generator=fold_in(2))).abs().max() < 1e-5
+    assert (values[0] - values[-1]).abs().max() > 1e-4, "the schedule matters"
+
+
+def test_averages_are_saved_and_follow():
+    """The target of a shortcut model is part of its state, though nothing trains it; a teacher is not."""
+    torch.manual_seed(0)
+    flow = MeanVelocity(MLP((3,), width=16, depth=2))
+    table = {"name": "shortcut", "target": {"name": "average", "decay": 0.5}}
+    step, other = (Step(flow, build("losses", table), Independent(), Euclidean()) for _ in range(2))
+    (name,) = {key for key in step.trained_state() if key.startswith("parts.") and key.endswith("enter.bias")}
+    before = step.trained_state()[name].clone()
+    with torch.no_grad():
+        flow.net.enter.bias += 1
+    step.follow()
+    assert torch.allclose(step.trained_state()[name], before + 0.5)
+    other.load_state_dict(step.trained_state(), strict=False)
+    assert torch.allclose(other.trained_state()[name], before + 0.5)
+    taught = Step(flow, build("losses", "lmd", teacher=copy.deepcopy(flow).requires_grad_(False)), Independent(), Euclidean())
+    assert not any(key.startswith("parts.") for key in taught.trained_state())
 
 
 def test_a_compiler_that_errs_is_caught(monkeypatch):

@@ -543,7 +543,7 @@ def test_direct_matching_trains_the_way_back_too():
 @pytest.mark.parametrize("teacher", [None, "given"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_trajectory_models_agree_with_themselves_at_the_truth(shape, teacher):
-    """Exactly with exact steps, and but for the solver's error, of third order per step, without."""
+    """Exactly with exact steps, and but for the solver's error, of second order, without."""
     flow = gaussian(shape)
     model, x = MeanVelocity(TrueNet(flow, shape)), pairs(flow, 2000, stream())
     size = {}
@@ -552,3 +552,36 @@ def test_trajectory_models_agree_with_themselves_at_the_truth(shape, teacher):
         size[sampler, steps] = begun(build("losses", table), model)(model, x, generator=stream()).mean().sqrt().item()
     assert size["jump", 2] < 1e-12
     assert 3 < size["heun", 2] / size["heun", 4] < 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "table", "message"),
+    [
+        (
+            "losses",
+            {"name": "consistency_mid_training", "form": "start"},
+            "form must be one of 'end', 'slope'; got 'st",
+        ),
+        ("losses", {"name": "consistency_mid_training", "steps": 0}, "steps must be at least 1; got 0"),
+        ("losses", {"name": "progressive_distillation", "steps": 0}, "steps must be at least 1; got 0"),
+        ("losses", {"name": "inductive_moment_matching", "particles": 1}, "particles must be at least 2 and gap > 0"),
+        ("losses", {"name": "inductive_moment_matching", "interpolant": "stochastic"}, "path without latent noise"),
+        ("losses", {"name": "ctm", "steps": 0}, "steps must be at least 1; got 0"),
+        ("losses", {"name": "ctm", "diagonal": 2}, "diagonal must lie between 0 and 1"),
+        ("losses", {"name": "fmm", "route": "semigroup"}, "route must be one of 'lagrangian', 'eulerian'"),
+        ("losses", {"name": "scm", "interpolant": "stochastic"}, "needs a path without latent noise"),
+        ("losses", {"name": "truncated_consistency", "boundary": 2}, "boundary must lie between 0 and 1"),
+        ("losses", {"name": "truncated_consistency", "transition": 0}, "transition must be > 0"),
+        ("losses", {"name": "truncated_consistency", "interpolant": "stochastic"}, "path without latent noise"),
+        ("spacings", {"name": "uniform", "cells": 0}, "cells must be at least 1; got 0"),
+        ("spacings", {"name": "karras", "first": 1}, "the grid must have 2 <= first <= last"),
+        ("spacings", {"name": "doubling", "first": 20, "last": 10}, "cells must be 1 <= first <= last"),
+        ("spacings", {"name": "ratio", "base": 1}, "base must be > 1"),
+        ("training_times", {"name": "power_noise", "least": 0}, "noise levels must be 0 < least < most"),
+        ("training_times", {"name": "student_noise", "freedom": 0}, "scale, freedom and least must be > 0"),
+        ("training_times", {"name": "log_normal_angle", "std": 0}, "std must be > 0; got 0"),
+    ],
+)
+def test_bad_options(kind, table, message):
+    with pytest.raises(ValueError, match=message):
+        build(kind, table, teacher=gaussian())

@@ -48,12 +48,15 @@ class Compiled:
             self._check(model, eager, compiled)
             self.recorder = recorder
             return compiled
+        before = generator.get_state() if isinstance(generator, torch.Generator) else None
         tape = self.recorder.tape(generator)
         try:
             return self.graph(model, pair.x0, pair.x1, pair.cond, tape.draws, tape.asked, step)
         except (TapeError, torch._dynamo.exc.TorchDynamoException):
             # A schedule has led the loss another way, with other draws: record, compile and check that one.
             self.recorder = None
+            if isinstance(generator, torch.Generator) and before is not None:
+                generator.set_state(before)
             return self(model, pair, step=step, generator=generator)
 
     def _graph(

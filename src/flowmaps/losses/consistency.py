@@ -30,7 +30,7 @@ class Consistency:
     (consistency training), or one step of a teacher's flow from I_s (consistency distillation). Where t = 1 the target
     is y itself.
 
-    Only jumps to t = 1 are learned: to sample in more steps, jump to the data and put noise back.
+    Only jumps to t = 1 are learned: sample in more steps with the sampler "restart".
 
     Training without a teacher is biased: its minimum takes the conditional mean over each step, which loses variance in
     proportion to the gap; that is why the gap shrinks as training goes on.

@@ -34,7 +34,7 @@ class SCM:
     average; with one sCD still is, because g is zero at the truth, and sCT only where the law of g around its zero mean
     is symmetric, as for Gaussian data.
 
-    Only jumps to t = 1 are learned: to sample in more steps, jump to the data and put noise back.
+    Only jumps to t = 1 are learned: sample in more steps with the sampler "restart".
 
     Args:
         interpolant: the path, without latent noise.
