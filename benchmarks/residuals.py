@@ -4,7 +4,6 @@ python benchmarks/residuals.py
 """
 
 import math
-
 from pathlib import Path
 
 import torch

@@ -20,7 +20,7 @@ def test_neutral_and_null(name, sampler):
     grid, step = torch.linspace(0, 1, 3), build("samplers", sampler)
 
     def run(model, cond):
-        return sample(model, x, grid, sampler=step, cond=cond)
+        return sample(model, x, grid, sampler=step, cond=cond, generator=stream(1))
 
     plain, null = run(model, cond), run(model, model.null_condition(6))
     assert (plain - null).abs().max() > 0.1

@@ -23,7 +23,14 @@ ELSEWHERE = {
 }
 LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
 # Losses that draw nothing themselves.
-DETERMINISTIC = {"progressive_distillation-1", "consistency_mid_training", "consistency_mid_training-jump", "one_step_distillation", "trajectory_distillation", "boss-[0.0, 1.0]"}
+DETERMINISTIC = {
+    "progressive_distillation-1",
+    "consistency_mid_training",
+    "consistency_mid_training-jump",
+    "one_step_distillation",
+    "trajectory_distillation",
+    "boss-[0.0, 1.0]",
+}
 # Terms that a loss reports for every sample, where it is more than one.
 TERMS = {
     "fmm": 2,
@@ -401,7 +408,10 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
         ({"name": "align_your_flow", "most": 1.5}, "most must lie between 0 and 1"),
         ({"name": "improved_mean_flow", "highest": 0.5}, "highest must be at least 1, a guidance scale; got 0.5"),
         ({"name": "facm", "power": 0.0}, "power must be > 0; got 0.0"),
-        ({"name": "free_flow", "prediction": 2.0}, "prediction must lie between 0 and 1, a share of the batch; got 2.0"),
+        (
+            {"name": "free_flow", "prediction": 2.0},
+            "prediction must lie between 0 and 1, a share of the batch; got 2.0",
+        ),
         ({"name": "self_corrected", "reach": -0.1}, "reach must lie between 0 and 1"),
         ({"name": "boss", "nodes": [0.0, 0.6, 0.4, 1.0]}, "nodes must increase from 0 to 1; got"),
         ({"name": "boss", "steps": 0}, "steps must be at least 1; got 0"),

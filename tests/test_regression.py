@@ -48,9 +48,13 @@ def test_stabilisers_keep_zero_and_direction(name, shape):
 def test_values_of_stabilisers():
     g = torch.tensor([[3.0, -4.0], [0.3, 0.4]])
     assert torch.equal(build("stabilisers", "unchanged")(g), g)
-    assert torch.allclose(build("stabilisers", {"name": "normalised", "offset": 0.5})(g), g / torch.tensor([[5.5], [1.0]]))
+    assert torch.allclose(
+        build("stabilisers", {"name": "normalised", "offset": 0.5})(g), g / torch.tensor([[5.5], [1.0]])
+    )
     mean = build("stabilisers", {"name": "normalised", "offset": 0.5, "mean": True})(g)
     assert torch.allclose(mean, g / torch.tensor([[5 / 2**0.5 + 0.5], [0.5 / 2**0.5 + 0.5]]))
-    assert torch.equal(build("stabilisers", {"name": "clamped", "limit": 2.0})(g), torch.tensor([[2.0, -2.0], [0.3, 0.4]]))
+    assert torch.equal(
+        build("stabilisers", {"name": "clamped", "limit": 2.0})(g), torch.tensor([[2.0, -2.0], [0.3, 0.4]])
+    )
     with pytest.raises(ValueError, match="limit must be > 0"):
         build("stabilisers", {"name": "clamped", "limit": 0.0})

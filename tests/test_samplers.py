@@ -59,7 +59,9 @@ def test_ddim_is_euler_on_the_linear_path():
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("path", ["linear", "trigonometric"])
-@pytest.mark.parametrize("variant", [*RANDOM, {"name": "gamma", "gamma": 1.0}, {"name": "gamma", "gamma": 0.3}], ids=str)
+@pytest.mark.parametrize(
+    "variant", [*RANDOM, {"name": "gamma", "gamma": 1.0}, {"name": "gamma", "gamma": 0.3}], ids=str
+)
 def test_random_samplers_keep_the_law(variant, path, shape):
     """With the true map: mean and deviation at the data and half-way, within five standard errors, which fail with
     probability 2e-5 in all; Langevin steps of size 0.1 miss the deviation by some percent of the noise's."""
@@ -102,7 +104,12 @@ def test_the_released_gamma_rule_loses_noise():
 
 def test_gamma_zero_is_the_jump_and_one_the_restart():
     flow, x0 = gaussian(), torch.randn(4, 3, generator=stream())
-    made = {g: sample(flow, x0, [0.0, 0.4, 1.0], sampler=build("samplers", {"name": "gamma", "gamma": g}), generator=stream(1)) for g in (0.0, 1.0)}
+    made = {
+        g: sample(
+            flow, x0, [0.0, 0.4, 1.0], sampler=build("samplers", {"name": "gamma", "gamma": g}), generator=stream(1)
+        )
+        for g in (0.0, 1.0)
+    }
     assert torch.equal(made[0.0], sample(flow, x0, [0.0, 0.4, 1.0]))
     again = sample(flow, x0, [0.0, 0.4, 1.0], sampler=build("samplers", "restart"), generator=stream(1))
     assert (made[1.0] - again).abs().max() < 1e-12

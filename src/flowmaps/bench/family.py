@@ -46,7 +46,10 @@ SAMPLED = {
 # Options that the two-dimensional work needs; everything else is the default.
 OPTIONS: dict[str, dict[str, Any]] = {
     "distribution_matching": {
-        "critic": {"name": "distribution_matching", "critic": {"name": "velocity", "net": {"name": "mlp", "width": 128}}}
+        "critic": {
+            "name": "distribution_matching",
+            "critic": {"name": "velocity", "net": {"name": "mlp", "width": 128}},
+        }
     },
 }
 # Losses that train something else than a map of one field, measured elsewhere.
@@ -103,7 +106,7 @@ def methods(asked: Sequence[str] = ()) -> list[str]:
     return list(asked) or known
 
 
-def measure(method: str, work_name: str, seed: int, budget: Mapping[str, float]) -> dict[str, Any]:
+def measure(method: str, work_name: str, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
     """Train one loss on one data set and measure it: a row of the table.
 
     Args:
@@ -119,7 +122,15 @@ def measure(method: str, work_name: str, seed: int, budget: Mapping[str, float])
     row: dict[str, Any] = {"loss": method, "data": work_name, "seed": seed}
     try:
         loss = build("losses", table, teacher=_Teacher(work.flow), shape=shape, classes=0, interpolant=Linear())
-        trained = train(loss, work.draw, shape=shape, seed=seed, net=_network(shape, work.width), **budget)
+        trained = train(
+            loss,
+            work.draw,
+            shape=shape,
+            seed=seed,
+            net=_network(shape, work.width),
+            seconds=budget.get("seconds", 0),
+            images=budget.get("images", 0),
+        )
     except Exception as error:  # a method that fails is a row that says so, not the end of a table
         return row | {"failed": f"{type(error).__name__}: {error}"[:200]}
     row |= {"training steps": trained.steps, "ms per step": 1000 * trained.seconds / trained.steps}
@@ -173,7 +184,7 @@ def _quality(trained: Outcome, work: Work, how: str, x0: Tensor, exact: Tensor, 
 
 def run(
     out: Path, *, asked: Sequence[str] = (), data: Sequence[str] = (), seeds: int = 3,
-    budget: Mapping[str, float] = {"seconds": 60.0},
+    budget: Mapping[str, int] = {"seconds": 60},
 ) -> None:  # fmt: skip
     """Measure every method on every data set and write table, CSV and plot, a set per data.
 

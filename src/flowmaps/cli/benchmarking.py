@@ -10,20 +10,18 @@ BENCHMARKS = ("family",)
 
 def bench(
     name: Annotated[str, typer.Argument(help="family: every loss at equal work, against exact maps.")] = "family",
-    seconds: Annotated[float, typer.Option(help="Processor time of each training.")] = 60.0,
+    seconds: Annotated[int, typer.Option(help="Processor time of each training.")] = 60,
     images: Annotated[int, typer.Option(help="Instead of seconds: images each training sees.")] = 0,
     seeds: Annotated[int, typer.Option(help="Trainings of each method.")] = 3,
     losses: Annotated[str, typer.Option(help="Names, comma-separated; all if left out.")] = "",
     data: Annotated[str, typer.Option(help="Data sets, comma-separated; all if left out.")] = "",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the results; benchmarks/NAME if left out.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; benchmarks/NAME if left out.")] = None,
 ) -> None:
     """Measure methods side by side: CSV, a table to read, and a plot."""
     if name not in BENCHMARKS:
         raise ValueError(f"NAME must be one of {', '.join(BENCHMARKS)}; got {name!r}.")
     if seeds < 1 or images < 0 or (seconds <= 0 and not images):
-        raise ValueError(f"--seeds must be at least 1 and --seconds above 0; got {seeds} and {seconds:g}.")
+        raise ValueError(f"--seeds must be at least 1 and --seconds above 0; got {seeds} and {seconds}.")
     from ..bench.family import run
 
     budget = {"images": images} if images else {"seconds": seconds}

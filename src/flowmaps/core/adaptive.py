@@ -54,32 +54,32 @@ def sample_to_tolerance(
     n, root = len(x), x[0].numel() ** 0.5
     time, span = x.new_zeros(n, dtype=torch.float64), x.new_ones(n, dtype=torch.float64)
     evaluations, error = torch.zeros(n, dtype=torch.long, device=x.device), x.new_zeros(n, dtype=torch.float64)
-    whole: dict[int, Tensor] = {}  # jumps already known from a halving, by sample
-    x = x.clone()
+    # After a halving the first half is the next try, and known already.
+    x, whole, known = x.clone(), torch.zeros_like(x), torch.zeros(n, dtype=torch.bool, device=x.device)
     while bool((time < 1).any()):
+        new = (time < 1) & ~known
+        if bool(new.any()):
+            end = torch.minimum(time + span, torch.ones_like(time))
+            whole[new] = _jump(model, x[new], time[new], end[new], _chosen(cond, new))
         at = (time < 1).nonzero()[:, 0]
         s, h = time[at], torch.minimum(span[at], 1 - time[at])
-        state, c = x[at], map_condition(lambda v, at=at: v[at], cond)
-        missing = torch.tensor([int(i) not in whole for i in at], device=x.device)
-        full = torch.stack([whole.get(int(i), state[j]) for j, i in enumerate(at)])
-        if bool(missing.any()):
-            some = map_condition(lambda v, m=missing: v[m], c)
-            full[missing] = _jump(model, state[missing], s[missing], (s + h)[missing], some)
-        half = _jump(model, state, s, s + h / 2, c)
-        two = _jump(model, half, s + h / 2, s + h, c)
-        gap = (two - full).double().flatten(1).norm(dim=1) / root
-        evaluations[at] += 2 + missing.long()
+        half = _jump(model, x[at], s, s + h / 2, _chosen(cond, at))
+        two = _jump(model, half, s + h / 2, s + h, _chosen(cond, at))
+        gap = (two - whole[at]).double().square().flatten(1).sum(1).sqrt() / root
+        evaluations[at] += 3 - known[at].long()
         accept = (gap <= tolerance * h / safety) | (h <= least)
-        for j, i in enumerate(at.tolist()):
-            whole.pop(i, None)
-            if not accept[j]:
-                whole[i] = half[j]  # the first half is the next try
-        taken = at[accept]
-        x[taken], time[taken] = two[accept], (s + h)[accept]
-        time[taken] = torch.where(1 - time[taken] < 1e-12, 1.0, time[taken])
-        error[taken] += gap[accept]
-        span[at] = torch.where(accept, 2 * h, h / 2)
+        whole[at], known[at], span[at] = half, ~accept, torch.where(accept, 2 * h, h / 2)
+        taken, reached = at[accept], (s + h)[accept]
+        x[taken], error[taken] = two[accept], error[taken] + gap[accept]
+        time[taken] = torch.where(1 - reached < 1e-12, 1.0, reached)
     return Adapted(x, evaluations, error)
+
+
+def _chosen(cond: Any, i: Tensor) -> Any:
+    def selected(c: Tensor) -> Tensor:
+        return c[i]
+
+    return map_condition(selected, cond)
 
 
 def _jump(model: FlowMap, x: Tensor, s: Tensor, t: Tensor, cond: Any) -> Tensor:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
 
 from ..core.flow_map import FlowMap
 from ..core.random import Random, Recorder, Tape, TapeError
@@ -52,7 +52,7 @@ class Compiled:
         tape = self.recorder.tape(generator)
         try:
             return self.graph(model, pair.x0, pair.x1, pair.cond, tape.draws, tape.asked, step)
-        except (TapeError, torch._dynamo.exc.TorchDynamoException):
+        except (TapeError, TorchDynamoException):
             # A schedule has led the loss another way, with other draws: record, compile and check that one.
             self.recorder = None
             if isinstance(generator, torch.Generator) and before is not None:

@@ -25,7 +25,8 @@ class VelocityDistillation:
 
     T(x) = b_s(x) + (1 - s) (d_s u_{s,1} + grad u_{s,1} b_s)(x), b the teacher's velocity. Velocity matching:
     |u_{s,1}(I_s) - sg T(I_s)|^2. Velocity distillation: |u - sg(u - [u_{s,1}(J_s) - T(J_s)])|^2 for u = u_{0,1}(x0),
-    J_s on the path from fresh noise to the sample x0 + u: the map's own error there stands in for a difference of scores.
+    J_s on the path from fresh noise to the sample x0 + u: the map's own error there stands in for a difference of
+    scores.
 
     Only arrivals at the data are learned: use the restart sampler for more than one step. The second term vanishes at
     the truth but does not pull u_{0,1} back to it: start from a trained map, or set `distillation` to 0 for a first

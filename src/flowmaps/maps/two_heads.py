@@ -38,4 +38,5 @@ class TwoHeads(FlowMap):
         return self.heads(x, s, t, cond)[0]
 
     def null_condition(self, batch: int) -> Any:
-        return self.net.null_condition(batch)
+        net: Any = self.net
+        return net.null_condition(batch)

@@ -77,10 +77,11 @@ class Condition(nn.Module):
         self.table = nn.Embedding(classes + 1, width)
         nn.init.normal_(self.table.weight, std=0.3)
         self.numbers = nn.ModuleDict({name: nn.Sequential(nn.Linear(16, width), nn.SiLU()) for name in numbers})
-        self.mix = nn.ModuleDict({name: nn.Linear(width, width) for name in numbers})
-        for layer in self.mix.values():
+        mix = {name: nn.Linear(width, width) for name in numbers}
+        for layer in mix.values():
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+        self.mix = nn.ModuleDict(mix)
 
     def forward(self, cond: Any, batch: int) -> Tensor:
         """A condition -> [B, width]."""
