@@ -120,6 +120,8 @@ def test_diagonal_of_an_average():
     assert average.copy.shift == 2
     assert not average.copy.shift.requires_grad
     pair, x, w, s = drawn(model, 4)
+    average.copy.std.fill_(3.0)
     assert torch.equal(Diagonal(average)(model, pair, x, w, s), average.copy.velocity(x, s))
+    assert not torch.equal(Diagonal()(model, pair, x, w, s), average.copy.velocity(x, s))
     with pytest.raises(ValueError, match=r"decay must lie in \[0, 1\); got 1"):
         Average(1.0)

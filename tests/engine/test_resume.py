@@ -65,6 +65,20 @@ def test_resumed_is_straight_bit_for_bit(cut, workers, straight, tmp_path, monke
     assert len(losses(path)) == 2
 
 
+def test_averages_of_a_loss_resume_too(tmp_path, monkeypatch):
+    """A target's weights are part of the state; they move at every step."""
+    table = {"name": "shortcut", "target": {"name": "average", "decay": 0.9}}
+    config = small(loss=table, save={"every": 32 * 5, "keep": 100})
+    train_quickly(config, tmp_path / "run", monkeypatch)
+    whole = states(tmp_path / "run")
+    first, last = checkpoints(tmp_path / "run" / "checkpoints")
+    key = next(k for k in whole["weights"] if k.startswith("parts.loss_target.") and k.endswith("weight"))
+    assert not torch.equal(load_checkpoint(first).weights[key], load_checkpoint(last).weights[key])
+    last.rename(tmp_path / last.name)
+    train_quickly(config, tmp_path / "run", monkeypatch, resume=first)
+    assert same(states(tmp_path / "run"), whole)
+
+
 def test_the_learning_rate_follows_its_schedule(straight):
     for row in straight[1]:  # logged with the rate of the step just taken
         assert row["learning_rate"] == pytest.approx(1e-2 * Schedule().factor(row["images"] - 32, 640))
