@@ -4,7 +4,7 @@ import pytest
 import torch
 from truth import stream
 
-from flowmaps.core.random import PerSample, Recorder, fold_in, normal, uniform
+from flowmaps.core.random import PerSample, Recorder, TapeError, fold_in, normal, uniform
 
 
 def test_fold_in_depends_on_every_counter_and_on_nothing_else():
@@ -52,3 +52,17 @@ def test_a_tape_replays_the_draws_of_a_generator():
 
 def test_draws_are_at_least_float32():
     assert normal((2,), torch.empty(0, dtype=torch.bfloat16), stream()).dtype == torch.float32
+
+
+def test_a_tape_hands_out_what_was_recorded_and_nothing_else():
+    recorder = Recorder(fold_in(0))
+    like = torch.empty(0)
+    first = normal((2, 3), like, recorder), uniform((2,), like, recorder)
+    tape = recorder.tape(fold_in(0))
+    assert torch.equal(normal((2, 3), like, tape), first[0])
+    for ask in (lambda: normal((2,), like, tape), lambda: uniform((3,), like, tape)):
+        with pytest.raises(TapeError, match="the tape must hold"):
+            ask()
+    assert torch.equal(uniform((2,), like, tape), first[1])
+    with pytest.raises(TapeError, match="at place 2; record it again"):
+        uniform((2,), like, tape)

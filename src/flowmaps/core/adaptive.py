@@ -28,15 +28,21 @@ class Adapted:
 
 @torch.no_grad()
 def sample_to_tolerance(
-    model: FlowMap, x: Tensor, tolerance: float, *, cond: Any = None, least: float = 1 / 64, safety: float = 2.0
+    model: FlowMap, x: Tensor, tolerance: float, *, cond: Any = None, least: float = 1 / 64, safety: float = 4.0
 ) -> Adapted:
     """Carry each sample from time 0 to 1 in jumps that pass a check, each sample in its own.
 
     A jump from s to t is taken if it lands near to where its two halves land, within its part of the tolerance:
-    |X_{s,t}(x) - X_{m,t}(X_{s,m}(x))| <= (t - s) tolerance / safety, root mean square per dimension. The halves are
+    |X_{s,t}(x) - X_{m,t}(X_{s,m}(x))| <= sqrt(t - s) tolerance / safety, root mean square per dimension. The halves are
     then kept, as the better of the two; otherwise the first half is tried by itself. After a jump the next is tried
-    twice as long. The error estimate of a sample is the sum of its checks, those of jumps included that were taken at
-    the least span without passing.
+    twice as long. The root, because errors of a learned map at different times are nearly independent. The error
+    estimate of a sample is the sum of its checks, as if they were not, those of jumps included that were taken at the
+    least span without passing.
+
+    The many-step solution of the map's own velocity is what is estimated: whether that velocity is right, no check of
+    this kind can see. Nor does it see an error that a jump and its halves share; `safety` stands for those. Errors that
+    all point one way, such as a solver's, may exceed the tolerance by the root of the number of jumps over `safety`; the
+    estimate says so.
 
     Args:
         model: the flow map.
@@ -67,7 +73,7 @@ def sample_to_tolerance(
         two = _jump(model, half, s + h / 2, s + h, _chosen(cond, at))
         gap = (two - whole[at]).double().square().flatten(1).sum(1).sqrt() / root
         evaluations[at] += 3 - known[at].long()
-        accept = (gap <= tolerance * h / safety) | (h <= least)
+        accept = (gap <= tolerance * h.sqrt() / safety) | (h <= least)
         whole[at], known[at], span[at] = half, ~accept, torch.where(accept, 2 * h, h / 2)
         taken, reached = at[accept], (s + h)[accept]
         x[taken], error[taken] = two[accept], error[taken] + gap[accept]
