@@ -38,8 +38,9 @@ def test_euler_steps_are_shortened_until_they_pass(shape):
         model = Counted(EulerMap(flow))
         result = sample_to_tolerance(model, x, tolerance)
         true = (result.x - exact).flatten(1).square().mean(1).sqrt()
-        # A solver's errors all point one way, against the rule's assumption, and their sum is what the estimate says.
-        assert (true < 1.3 * result.error).all()
+        # A solver's errors all point one way, against the rule's assumption; their sum is what the estimate says, but for
+        # what the flow makes of early ones, here less than half as much again.
+        assert (true < 1.5 * result.error).all()
         assert (true > 0.5 * result.error).all()
         assert (true < 1.5 * tolerance).all()
         assert model.seen == int(result.evaluations.sum())

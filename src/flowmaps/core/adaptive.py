@@ -41,8 +41,8 @@ def sample_to_tolerance(
 
     The many-step solution of the map's own velocity is what is estimated: whether that velocity is right, no check of
     this kind can see. Nor does it see an error that a jump and its halves share; `safety` stands for those. Errors that
-    all point one way, such as a solver's, may exceed the tolerance by the root of the number of jumps over `safety`; the
-    estimate says so.
+    all point one way, such as a solver's, may exceed the tolerance by the root of the number of jumps over `safety`;
+    the estimate says so.
 
     Args:
         model: the flow map.
