@@ -45,6 +45,7 @@ SAMPLED = {
 }
 # Options that the two-dimensional work needs; everything else is the default.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "alpha_flow": {"end": 500_000},
     "distribution_matching": {
         "critic": {
             "name": "distribution_matching",
@@ -53,7 +54,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 # Losses that train something else than a map of one field, measured elsewhere.
-LEFT_OUT = {"divergence_distillation": "a likelihood, not samples"}
+LEFT_OUT = {
+    "divergence_distillation": "a likelihood beside a map",
+    "one_step_distillation": "on stored pairs of noise and data, the coupling reflow",
+}
 
 
 @dataclass(frozen=True)
