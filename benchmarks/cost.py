@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from flowmaps.bench.family import methods
 from flowmaps.bench.harness import write
-from flowmaps.build import build, names
+from flowmaps.build import build
 from flowmaps.core.flow_map import MeanVelocity
 from flowmaps.core.random import fold_in
 from flowmaps.core.target import averages
@@ -50,7 +51,7 @@ def main() -> None:
             torch.nn.init.normal_(p, std=0.05)
     teacher.requires_grad_(False)
     pair = Pair(*torch.randn(2, BATCH, 1, 8, 8, generator=fold_in(0)))
-    tables = [{"name": n} for n in (asked.losses.split(",") if asked.losses else names("losses"))]
+    tables = [{"name": n} for n in (asked.losses.split(",") if asked.losses else methods())]
     tables += [{"name": "lsd", "route": "stopped"} for t in tables if t["name"] == "lsd"]
     made = {"flow_matching": build("losses", "flow_matching")}
     for table in tables:
