@@ -31,6 +31,8 @@ mutate: .venv/.dev
 # The tables of benchmarks/ anew; hours on two cores.
 bench: bench-family
 	$(BIN)/python benchmarks/residuals.py
+	$(BIN)/python benchmarks/tolerance.py
+	$(BIN)/python benchmarks/cost.py
 
 # Every loss at equal seconds, and at equal images.
 bench-family: .venv/.core
