@@ -148,3 +148,22 @@ def test_mlp_takes_any_shape():
     x, s, _, t = draws(3, (5,))
     assert made(x, s, t).shape == (3, 5)
     assert math.prod(made.shape) == 5
+
+
+def test_mlp_with_waves_of_the_state_sees_sharp_edges():
+    """Fits a step function of x far better than without; 40 waves of sd 20 resolve what layers alone smooth."""
+    x = torch.rand(512, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    y, s = torch.where((x * 4).floor() % 2 == 0, 1.0, -1.0), torch.zeros(512)
+    left = {}
+    for waves in (0, 40):
+        torch.manual_seed(0)
+        made = build("nets", {"name": "mlp", "width": 32, "depth": 2, "waves": waves, "wave_scale": 20.0}, shape=(1,))
+        optimizer = torch.optim.Adam(made.parameters(), lr=1e-2)
+        for _ in range(150):
+            loss = (made(x, s, s) - y).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        left[waves] = float(loss)
+    assert left[40] < left[0] / 2
+    assert "waves" in made.state_dict(), "the waves are random: a saved network must bring its own"

@@ -1,8 +1,9 @@
 """Every loss at equal work, on data whose flow is known: error against evaluations."""
 
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,24 @@ from ..core.interpolant import Linear
 from ..core.random import fold_in
 from ..core.sampling import sample
 from ..core.types import Sampler
+from ..couplings.independent import Independent
+from ..couplings.reflow import Reflow, stored_pairs
+from ..data.digits import digits
+from ..engine.schedule import Schedule
+from ..losses.flow_matching import FlowMatching
 from ..metrics.energy_distance import energy_distance
 from ..metrics.histogram_kl import histogram_kl
 from ..metrics.map_error import map_error
 from ..oracles.checkerboard import Checkerboard
 from ..oracles.mixture import Mixture
 from ..samplers.runge_kutta4 import RungeKutta4
-from .harness import Outcome, in_parallel, over_seeds, train, write
+from .harness import Outcome, Training, commit, in_parallel, over_seeds, read_rows, train, write_rows, write_table
 
 STEPS = (1, 2, 4, 8, 16)
 POINTS, SAMPLES = 2000, 20_000
+PAIRS, PAIR_STEPS, TEACHER_IMAGES = 2**16, 32, 1_000_000
+FAR = 10.0  # times the size of the data: such samples have diverged
+TRAINING = Training()
 
 # How a method's map is sampled in several steps, where it is not by its own jumps: it learned only a velocity, only
 # jumps to the data, or only the one jump from noise to data.
@@ -54,22 +63,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 # Losses that train something else than a map of one field, measured elsewhere.
-LEFT_OUT = {
-    "divergence_distillation": "a likelihood beside a map",
-    "one_step_distillation": "on stored pairs of noise and data, the coupling reflow",
-}
+LEFT_OUT = {"divergence_distillation": "a likelihood beside a map"}
 
 
 @dataclass(frozen=True)
 class Work:
-    """Data with a known flow.
+    """Data with a known flow, or with a trained one.
 
     Args:
         name: of the data.
-        flow: the oracle, teacher and truth.
+        flow: the teacher; where exact, the truth.
         draw: n data [n, *] from a generator.
         width: of the network's layers.
         planar: whether a histogram of the samples is taken, on [-1, 1]^2.
+        exact: whether the flow is an oracle, whose map the others are compared with.
     """
 
     name: str
@@ -77,16 +84,28 @@ class Work:
     draw: Callable[[int, Generator], Tensor]
     width: int = 128
     planar: bool = False
+    exact: bool = True
 
 
 def works() -> dict[str, Callable[[], Work]]:
     """The data sets by name; built on demand, once per process."""
-    return {"checkerboard": _checkerboard, "eight_gaussians": _eight_gaussians, "mixture_64": _mixture_64}
+    return {
+        "checkerboard": _checkerboard,
+        "two_gaussians": _two_gaussians,
+        "eight_gaussians": _eight_gaussians,
+        "mixture_64": _mixture_64,
+        "digits": _digits,
+    }
 
 
 def _checkerboard() -> Work:
     board = Checkerboard()
     return Work("checkerboard", board, board.sample, planar=True)
+
+
+def _two_gaussians() -> Work:
+    flow = Mixture(torch.tensor([[-1.5, 0.0], [1.5, 0.0]]), 0.3)
+    return Work("two_gaussians", flow, flow.sample)
 
 
 def _eight_gaussians() -> Work:
@@ -96,8 +115,18 @@ def _eight_gaussians() -> Work:
 
 
 def _mixture_64() -> Work:
-    flow = Mixture(2 * torch.randn(10, 64, generator=fold_in(7)), 0.3)
+    flow = Mixture(2 * torch.randn(10, 64, generator=fold_in(7)), 0.3, steps=24)
     return Work("mixture_64", flow, flow.sample, width=256)
+
+
+def _digits() -> Work:
+    images = digits("all").x.flatten(1)
+
+    def draw(n: int, generator: Generator) -> Tensor:
+        return images[torch.randint(len(images), (n,), generator=generator)]
+
+    flow = train(FlowMatching(), draw, shape=(64,), net=_network((64,), 256), images=TEACHER_IMAGES).model
+    return Work("digits", flow, draw, width=256, exact=False)
 
 
 def methods(asked: Sequence[str] = ()) -> list[str]:
@@ -110,44 +139,52 @@ def methods(asked: Sequence[str] = ()) -> list[str]:
     return list(asked) or known
 
 
-def measure(method: str, work_name: str, seed: int, budget: Mapping[str, int]) -> dict[str, Any]:
-    """Train one loss on one data set and measure it: a row of the table.
+def measure(method: str, work_name: str, seed: int, budget: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Train one loss on one data set and measure it when each budget is spent: a row for each.
 
     Args:
         method: name of the loss.
         work_name: name of the data.
         seed: of everything.
-        budget: {"seconds": processor time} or {"images": number}.
+        budget: {"seconds": processor time, "images": number}, one or both.
     """
     work, x0, exact = _prepared(work_name)
-    shape = tuple(work.draw(1, fold_in(0)).shape[1:])
+    shape = tuple(x0.shape[1:])
     torch.manual_seed(seed)
     table = {"name": method, **OPTIONS.get(method, {})}
-    row: dict[str, Any] = {"loss": method, "data": work_name, "seed": seed}
+    training = TRAINING if len(budget) == 1 else replace(TRAINING, schedule=Schedule(decay="constant"))
+
+    def spent(now: Outcome, unit: str) -> float:
+        return (now.seconds if unit == "seconds" else now.steps * training.batch) / budget[unit]
+
+    rows: list[dict[str, Any]] = []
+    left = list(budget)
     try:
-        loss = build("losses", table, teacher=_Teacher(work.flow), shape=shape, classes=0, interpolant=Linear())
-        trained = train(
-            loss,
-            work.draw,
-            shape=shape,
-            seed=seed,
-            net=_network(shape, work.width),
-            seconds=budget.get("seconds", 0),
-            images=budget.get("images", 0),
-        )
+        loss = build("losses", table, teacher=_Teacher(work), shape=shape, classes=0, interpolant=Linear())
+        coupling = _pairs(work_name) if method == "one_step_distillation" else Independent()
+        net = _network(shape, work.width)
+        for now in training.steps(
+            loss, work.draw, net, share=lambda now: min(spent(now, u) for u in budget), coupling=coupling, seed=seed
+        ):
+            for unit in [u for u in left if spent(now, u) >= 1]:
+                left.remove(unit)
+                row = {"loss": method, "seed": seed, "equal": unit, "budget": budget[unit]}
+                row |= {"training steps": now.steps}
+                row |= {"seconds": now.seconds, "ms per step": 1000 * now.seconds / now.steps}
+                row |= {"passes per image": now.passes, "skipped": now.skipped}
+                rows.append(row | _quality(now.model, work, SAMPLED.get(method, "jump"), x0, exact, seed))
     except Exception as error:  # a method that fails is a row that says so, not the end of a table
-        return row | {"failed": f"{type(error).__name__}: {error}"[:200]}
-    row |= {"training steps": trained.steps, "ms per step": 1000 * trained.seconds / trained.steps}
-    row |= {"passes per image": trained.passes, "skipped": trained.skipped}
-    return row | _quality(trained, work, SAMPLED.get(method, "jump"), x0, exact, seed)
+        failed = f"{type(error).__name__}: {error}"[:200]
+        rows += [{"loss": method, "seed": seed, "equal": u, "budget": budget[u], "failed": failed} for u in left]
+    return rows
 
 
 class _Teacher(FlowMap):
-    """The oracle's velocity; its jumps by two steps of order 4, because its own take hundreds."""
+    """The flow's velocity; its jumps by two steps of order 4, because an oracle's own take hundreds."""
 
-    def __init__(self, flow: FlowMap) -> None:
+    def __init__(self, work: Work) -> None:
         super().__init__()
-        self.flow, self.solved = flow, Integrated(EulerMap(flow), RungeKutta4(), 2)
+        self.flow, self.solved = work.flow, Integrated(EulerMap(work.flow), RungeKutta4(), 2)
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         return self.flow.velocity(x, s) if s is t else self.solved.mean_velocity(x, s, t)
@@ -159,25 +196,38 @@ def _network(shape: tuple[int, ...], width: int) -> FlowMap:
 
 
 @cache
-def _prepared(name: str) -> tuple[Work, Tensor, Tensor]:
+def _prepared(name: str) -> tuple[Work, Tensor, Tensor | None]:
     """The work, states at time 0 and where its exact map carries them; solved once per process."""
     work = works()[name]()
     x0 = torch.randn(POINTS, *work.draw(1, fold_in(0)).shape[1:], generator=fold_in(100))
-    return work, x0, work.flow(x0, torch.zeros(POINTS), torch.ones(POINTS))
+    return work, x0, work.flow(x0, torch.zeros(POINTS), torch.ones(POINTS)) if work.exact else None
 
 
-def _quality(trained: Outcome, work: Work, how: str, x0: Tensor, exact: Tensor, seed: int) -> dict[str, float]:
+@cache
+def _pairs(name: str) -> Reflow:
+    """Pairs of noise and endpoint, solved for once per process, in a file of this process."""
+    work = _prepared(name)[0]
+    file = Path(tempfile.mkdtemp()) / "pairs.pt"
+    teacher = Reflow(teacher=EulerMap(work.flow), steps=PAIR_STEPS, sampler=RungeKutta4())
+    stored_pairs(file, teacher, work.draw(PAIRS, fold_in(200)), generator=fold_in(201))
+    return Reflow(stored=str(file))
+
+
+@torch.no_grad()
+def _quality(
+    model: FlowMap, work: Work, how: str, x0: Tensor, exact: Tensor | None, seed: int
+) -> dict[str, float]:  # fmt: skip
     noise = torch.randn(SAMPLES, *x0.shape[1:], generator=fold_in(101, seed))
     data, other = (work.draw(SAMPLES, fold_in(102 + i)) for i in range(2))
     floor = energy_distance(data[:POINTS], other[:POINTS])
     sampler: Sampler = build("samplers", "jump" if how == "one step" else how)
-    row: dict[str, float] = {}
+    row: dict[str, float] = {"diverged": 0}
     for k in STEPS if how != "one step" else (1,):
-        if how != "restart" or k == 1:  # fresh noise leaves the trajectory
-            row[f"error {k}"] = map_error(trained.model, x0, exact, k, sampler)
-        with torch.no_grad():
-            grid = torch.linspace(0, 1, k + 1)
-            y = sample(trained.model, noise, grid, sampler=sampler, generator=fold_in(104, seed))
+        if exact is not None and (how != "restart" or k == 1):  # fresh noise leaves the trajectory
+            row[f"error {k}"] = map_error(model, x0, exact, k, sampler)
+        grid = torch.linspace(0, 1, k + 1)
+        y = sample(model, noise if work.planar else noise[:POINTS], grid, sampler=sampler, generator=fold_in(104, seed))
+        row["diverged"] = int(row["diverged"] or not bool(y.square().mean() < FAR**2 * data.square().mean()))
         row[f"energy {k}"] = energy_distance(y[:POINTS], data[:POINTS]) / floor
         if work.planar:
             row[f"KL {k}"] = histogram_kl(data, y)
@@ -190,52 +240,71 @@ def run(
     out: Path, *, asked: Sequence[str] = (), data: Sequence[str] = (), seeds: int = 3,
     budget: Mapping[str, int] = {"seconds": 60},
 ) -> None:  # fmt: skip
-    """Measure every method on every data set and write table, CSV and plot, a set per data.
+    """Measure every method on every data set and write tables, CSV and plots, for each data set and budget.
+
+    Every row is written when it is there. What stands in the CSV already, with these budgets, is not measured again,
+    unless its loss is asked for by name: an interrupted run goes on where it stopped.
 
     Args:
         out: folder for the results.
-        asked: losses; all if empty.
+        asked: losses to measure anew; all that are missing if empty.
         data: data sets; all if empty.
         seeds: how many times each.
-        budget: {"seconds": processor time of each} or {"images": number}.
+        budget: {"seconds": processor time of each, "images": number}, one or both.
     """
     for name in data or works():
         if name not in works():
             raise ValueError(f"there are no data {name!r}. Known: {', '.join(works())}.")
-        jobs = [(method, name, seed, budget) for method in methods(asked) for seed in range(seeds)]
-        rows = sorted(in_parallel(measure, jobs), key=lambda row: (row["loss"], row["seed"]))
-        spent = ", ".join(f"{value:g} {unit}" for unit, value in budget.items())
-        title = f"{name}-{next(iter(budget))}"
-        write(out, title, rows, over_seeds(rows, "loss"), f"# {name}, {spent} for each loss, {seeds} seeds\n\n{ABOUT}")
-        plot(rows, out / f"{title}.png", f"{name}, {spent}")
+        file = out / f"{name}.csv"
+        every = [r for r in read_rows(file) if r["budget"] == budget.get(r["equal"]) and r["loss"] not in asked]
+        found = {(row["loss"], row["seed"]) for row in every}
+        jobs = [(m, name, i, budget) for i in range(seeds) for m in methods(asked) if (m, i) not in found]
+        for rows in in_parallel(measure, jobs):
+            every = sorted([*every, *({**row, "commit": commit(out)} for row in rows)], key=_order)
+            write_rows(file, every)
+        for unit, value in budget.items():
+            rows = [row for row in every if row["equal"] == unit]
+            title = f"{name}, {value:,} {unit} for each loss, {seeds} seeds"
+            rate = "constant rate" if len(budget) > 1 else "rate decayed"
+            commits = ", ".join(sorted({row["commit"] for row in rows}))
+            about = f"# {title}\n\n{ABOUT}, {rate}."
+            write_table(out / f"{name}-{unit}.md", over_seeds(rows, "loss"), about, commits)
+            plot(rows, out / f"{name}-{unit}.png", title)
+
+
+def _order(row: Mapping[str, Any]) -> tuple[str, int, str]:
+    return row["loss"], row["seed"], row["equal"]
 
 
 ABOUT = (
     f"error K: K-step map against the exact map of {POINTS:,} points, relative root mean square (1 is no better than "
     "the mean of the data). energy K: energy distance over that of two sets of data. KL K: histogram of data to "
     f"histogram of {SAMPLES:,} samples, 50 x 50 cells, nats. passes per image: samples through the network in "
-    "one step over the batch, derivatives counted once. Every loss with its default options, the same MLP, Adam, batch "
-    "512, averaged weights; teachers have the exact velocity, and jump by two Runge-Kutta steps of it. Mean ± standard "
-    "deviation over seeds."
+    "one step over the batch, derivatives counted once. diverged: trainings whose samples, in any number of steps, "
+    f"are more than {FAR:g} times as large as the data, root mean square. Every loss with its default options, the "
+    "same MLP, Adam, batch 512, averaged weights; teachers "
+    "have the exact velocity, and jump by two Runge-Kutta steps of it; on the digits, where none is exact, the teacher "
+    f"is flow matching after {TEACHER_IMAGES:,} images. one_step_distillation regresses on {PAIRS:,} stored pairs of "
+    "the teacher. Mean ± standard deviation over the seeds that did not diverge"
 )
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
-    """Error against evaluations, a line per method."""
+    """Error, or where there is none energy distance, against evaluations, a line per method."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 6), layout="constrained")
     axis = figure.subplots()
+    what = "error" if any("error 1" in row for row in rows) else "energy"
     for i, name in enumerate(dict.fromkeys(row["loss"] for row in rows)):
-        group = [row for row in rows if row["loss"] == name and "error 1" in row]
-        points = [(k, [r[f"error {k}"] for r in group]) for k in STEPS if group and f"error {k}" in group[0]]
+        group = [row for row in rows if row["loss"] == name and not row.get("diverged", 1)]
+        points = [(k, [r[f"{what} {k}"] for r in group]) for k in STEPS if group and f"{what} {k}" in group[0]]
         if points:
             style = ("-", "--", ":")[i // 10 % 3]
             means = [sum(v) / len(v) for _, v in points]
             axis.plot([k for k, _ in points], means, style, marker="o", ms=3, label=name)
-    axis.set(
-        xscale="log", yscale="log", xlabel="network evaluations", ylabel="error against the exact map", title=title
-    )
+    label = "error against the exact map" if what == "error" else "energy distance over its floor"
+    axis.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel=label, title=title)
     axis.set_xticks(STEPS, [str(k) for k in STEPS])
     axis.legend(fontsize=7, ncols=2)
     figure.savefig(file, dpi=120)

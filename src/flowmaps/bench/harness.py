@@ -7,9 +7,10 @@ import os
 import platform
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 
 from ..core.flow_map import FlowMap, MeanVelocity
 from ..core.random import fold_in
-from ..core.types import Loss
+from ..core.types import Coupling, Loss
 from ..couplings.independent import Independent
+from ..engine.compiled import Compiled
 from ..engine.ema import EMA, update_average
 from ..engine.schedule import Schedule
 from ..engine.step import Step
@@ -41,14 +43,76 @@ class Outcome:
     passes: float  # samples through the network per image, each derivative counted as one
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a map is trained on fresh data.
+
+    Args:
+        batch: data in a step.
+        lr: Adam's rate, with 100 steps of warm-up.
+        schedule: of the rate, over the share of the training that is done.
+        clip: largest norm of the gradient.
+        ema: the average that is measured.
+        compiled: evaluate the loss through the compiler; passes through the network are not counted then.
+    """
+
+    batch: int = 512
+    lr: float = 2e-3
+    schedule: Schedule = Schedule(hold=0.3)
+    clip: float = 1.0
+    ema: EMA = EMA()
+    compiled: bool = False
+
+    def steps(
+        self, loss: Loss, draw: Callable[[int, torch.Generator], Tensor], net: FlowMap, *,
+        share: Callable[[Outcome], float], coupling: Coupling = Independent(), seed: int = 0,
+    ) -> Iterator[Outcome]:  # fmt: skip
+        """The state after every step, until share(state) says that 1 is done.
+
+        The seconds are of the processor, which a busy machine changes little; set-up, the first five steps, which warm
+        caches up, and what the caller does between steps are not counted.
+
+        Args:
+            loss: the objective.
+            draw: n data [n, *] from a generator.
+            net: the map.
+            share: of the training that is done.
+            coupling: of noise and data.
+            seed: of data and noise.
+        """
+        step = Step(net, Compiled(loss) if self.compiled else loss, coupling, Euclidean())
+        weights = [p for p in step.parameters() if p.requires_grad]
+        optimizer = torch.optim.Adam(weights, lr=self.lr, fused=True)
+        average = copy.deepcopy(net).requires_grad_(False).eval()
+        now = Outcome(average, 0, 0.0, 0, 0.0)
+        with _passes(step) if not self.compiled else nullcontext([0]) as passes:
+            while (done := share(now)) < 1:
+                began, images = time.process_time(), (now.steps + 1) * self.batch
+                generator = fold_in(seed, now.steps)
+                for group in optimizer.param_groups:
+                    warm = min(1, (now.steps + 1) / 100)
+                    group["lr"] = self.lr * self.schedule.factor(int(1e6 * done), 10**6) * warm
+                value, _ = step(draw(self.batch, generator), images=images - self.batch, generator=generator)
+                optimizer.zero_grad()
+                value.backward()
+                finite = math.isfinite(float(nn.utils.clip_grad_norm_(weights, self.clip)))
+                if finite:
+                    optimizer.step()
+                    step.follow()
+                    update_average(average, net, self.ema.decay(images, self.batch))
+                spent = time.process_time() - began if now.steps >= 5 else 0.0
+                now = Outcome(
+                    average, now.steps + 1, now.seconds + spent, now.skipped + (not finite), passes[0] / images
+                )
+                yield now
+
+
 def train(
     loss: Loss, draw: Callable[[int, torch.Generator], Tensor], *, shape: Sequence[int], seconds: float = 0.0,
-    images: int = 0, seed: int = 0, net: FlowMap | None = None, batch: int = 512, lr: float = 2e-3, clip: float = 1.0,
-    schedule: Schedule = Schedule(hold=0.3), ema: EMA = EMA(),
+    images: int = 0, seed: int = 0, net: FlowMap | None = None, coupling: Coupling = Independent(),
+    training: Training = Training(),
 ) -> Outcome:  # fmt: skip
-    """Train a map on fresh data for a number of processor seconds, which a busy machine changes little, or of images.
-
-    Set-up and the first five steps, which warm caches up, are not counted.
+    """Train a map for a number of processor seconds or, without, of images.
 
     Args:
         loss: the objective.
@@ -58,43 +122,17 @@ def train(
         images: number of data to see; 0 if seconds are given.
         seed: of weights, data and noise.
         net: the map; a small MLP's mean velocity if left out.
-        batch: data in a step.
-        lr: Adam's rate, with 100 steps of warm-up.
-        clip: largest norm of the gradient.
-        schedule: of the rate.
-        ema: the average that is returned.
+        coupling: of noise and data.
+        training: rate, batch and the like.
     """
     torch.manual_seed(seed)
-    model = net or MeanVelocity(MLP(shape))
-    step = Step(model, loss, Independent(), Euclidean())
-    weights = [p for p in step.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(weights, lr=lr)
-    average = copy.deepcopy(model).requires_grad_(False).eval()
-    count = skipped = 0
-    began = time.process_time()
-    with _passes(step) as passes:
-        while True:
-            if count == 5:
-                began = time.process_time()
-            done = (time.process_time() - began) / seconds if seconds and count >= 5 else 0.0
-            done = count * batch / images if images else done
-            if done >= 1:
-                break
-            generator = fold_in(seed, count)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * schedule.factor(int(1e6 * done), 10**6) * min(1, (count + 1) / 100)
-            value, _ = step(draw(batch, generator), images=count * batch, generator=generator)
-            optimizer.zero_grad()
-            value.backward()
-            norm = float(nn.utils.clip_grad_norm_(weights, clip))
-            count += 1
-            if math.isfinite(norm):
-                optimizer.step()
-                step.follow()
-                update_average(average, model, ema.decay(count * batch, batch))
-            else:
-                skipped += 1
-    return Outcome(average, count, time.process_time() - began, skipped, passes[0] / (count * batch))
+    net = net or MeanVelocity(MLP(shape))
+
+    def share(now: Outcome) -> float:
+        return now.seconds / seconds if seconds else now.steps * training.batch / images
+
+    every = training.steps(loss, draw, net, share=share, coupling=coupling, seed=seed)
+    return deque(every, maxlen=1).pop()
 
 
 @contextmanager
@@ -120,25 +158,35 @@ def in_parallel(work: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[Any
     with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting = [pool.submit(work, *job) for job in jobs]
         for i, done in enumerate(as_completed(waiting), 1):
-            print(f"[{i}/{len(waiting)}] {done.result()}", flush=True)
+            print(f"[{i}/{len(waiting)}] {str(done.result())[:150]}", flush=True)
             yield done.result()
 
 
 def over_seeds(rows: Iterable[Mapping[str, Any]], key: str, digits: int = 3) -> list[dict[str, str]]:
-    """One row per value of `key`, in order of appearance: mean ± standard deviation of every number but the seed."""
+    """One row per value of `key`, in order of appearance: mean ± standard deviation of every number but the seed.
+
+    Rows marked as diverged are counted, in the column "diverged", and left out of the other numbers.
+    """
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row[key], []).append(row)
     table: list[dict[str, str]] = []
     for name, group in groups.items():
-        numbers = [c for c, value in group[0].items() if isinstance(value, (int, float)) and c != "seed"]
-        cells = {c: _spread([row[c] for row in group if c in row], digits) for c in numbers}
+        kept = [row for row in group if not row.get("diverged")]
+        numbers = [
+            c for c, v in group[0].items() if isinstance(v, (int, float)) and c not in ("seed", "diverged", "budget")
+        ]
+        cells = {c: _spread([row[c] for row in kept if c in row], digits) for c in numbers}
+        if any("diverged" in row for row in group):
+            cells["diverged"] = f"{sum(row.get('diverged', 0) for row in group)} of {len(group)}"
         failed = [row["failed"] for row in group if "failed" in row]
         table.append({key: name} | cells | ({"failed": failed[0]} if failed else {}))
     return table
 
 
 def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return ""
     if all(isinstance(v, int) for v in values):
         return f"{mean(values):,.0f}"
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
@@ -148,14 +196,40 @@ def write(
     out: Path, name: str, rows: Sequence[Mapping[str, Any]], table: Sequence[Mapping[str, str]], about: str
 ) -> None:
     """Every measurement as CSV, and a table to read as Markdown, with what, where and at which commit."""
-    out.mkdir(parents=True, exist_ok=True)
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    with (out / f"{name}.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, heads)
+    write_rows(out / f"{name}.csv", rows)
+    write_table(out / f"{name}.md", table, about)
+
+
+def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Measurements as CSV; at no moment is the file half written."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(".new")
+    with new.open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)
-    lines = [about, "", machine(out), "", *markdown(table)]
-    (out / f"{name}.md").write_text("\n".join(lines) + "\n", "utf-8")
+    new.replace(file)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """What `write_rows` wrote, numbers as numbers; none if there is no such file."""
+
+    def read(text: str) -> Any:
+        for kind in (int, float):
+            with suppress(ValueError):
+                return kind(text)
+        return text
+
+    if not file.exists():
+        return []
+    with file.open(newline="") as f:
+        return [{key: read(text) for key, text in row.items() if text} for row in csv.DictReader(f)]
+
+
+def write_table(file: Path, table: Sequence[Mapping[str, str]], about: str, commits: str = "") -> None:
+    """A table to read, with what was measured, where and at which commit, or those given."""
+    lines = [about, "", machine(file.parent, commits), "", *markdown(table)]
+    file.write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
 
 
@@ -168,11 +242,17 @@ def markdown(table: Sequence[Mapping[str, str]]) -> list[str]:
     ]
 
 
-def machine(folder: Path) -> str:
-    """Commit of the folder's repository, date, processor and versions, as one sentence."""
-    git = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(git, cwd=folder, capture_output=True, text=True, check=False).stdout
+def machine(folder: Path, commits: str = "") -> str:
+    """Commit of the folder's repository or those given, date, processor and versions, as one sentence."""
     return (
-        f"Commit {commit.strip() or 'unknown'}, {date.today()}; {os.cpu_count()} cores {platform.machine()}, "
+        f"Commit {commits or commit(folder)}, {date.today()}; {os.cpu_count()} cores {platform.machine()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}."
     )
+
+
+def commit(folder: Path) -> str:
+    """Short name of the commit of the repository that a folder lies in."""
+    while not folder.is_dir():
+        folder = folder.parent
+    git = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(git, cwd=folder, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

@@ -10,8 +10,8 @@ BENCHMARKS = ("family",)
 
 def bench(
     name: Annotated[str, typer.Argument(help="family: every loss at equal work, against exact maps.")] = "family",
-    seconds: Annotated[int, typer.Option(help="Processor time of each training.")] = 60,
-    images: Annotated[int, typer.Option(help="Instead of seconds: images each training sees.")] = 0,
+    seconds: Annotated[int, typer.Option(help="Processor time of each training; 60 if no images are given.")] = 0,
+    images: Annotated[int, typer.Option(help="Images each training sees; with seconds, measured at both.")] = 0,
     seeds: Annotated[int, typer.Option(help="Trainings of each method.")] = 3,
     losses: Annotated[str, typer.Option(help="Names, comma-separated; all if left out.")] = "",
     data: Annotated[str, typer.Option(help="Data sets, comma-separated; all if left out.")] = "",
@@ -20,10 +20,13 @@ def bench(
     """Measure methods side by side: CSV, a table to read, and a plot."""
     if name not in BENCHMARKS:
         raise ValueError(f"NAME must be one of {', '.join(BENCHMARKS)}; got {name!r}.")
-    if seeds < 1 or images < 0 or (seconds <= 0 and not images):
-        raise ValueError(f"--seeds must be at least 1 and --seconds above 0; got {seeds} and {seconds}.")
+    if seeds < 1 or images < 0 or seconds < 0:
+        raise ValueError(
+            f"--seeds must be at least 1, --seconds and --images above 0; got {seeds}, {seconds} and {images}."
+        )
     from ..bench.family import run
 
-    budget = {"images": images} if images else {"seconds": seconds}
+    seconds = seconds or (0 if images else 60)
+    budget = {unit: value for unit, value in (("seconds", seconds), ("images", images)) if value}
     listed = [[word for word in text.split(",") if word] for text in (losses, data)]
     run(out or Path("benchmarks") / name, asked=listed[0], data=listed[1], seeds=seeds, budget=budget)

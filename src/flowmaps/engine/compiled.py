@@ -47,7 +47,7 @@ class Compiled:
             compiled = self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, recorder.kinds, step)
             self._check(model, eager, compiled)
             self.recorder = recorder
-            return compiled
+            return self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, recorder.kinds, step)
         before = generator.get_state() if isinstance(generator, torch.Generator) else None
         tape = self.recorder.tape(generator)
         try:
@@ -69,7 +69,7 @@ class Compiled:
         weights = [p for p in model.parameters() if p.requires_grad]
 
         def gradient(loss: Tensor) -> Tensor:
-            parts = torch.autograd.grad(loss.mean(), weights, retain_graph=True, materialize_grads=True)
+            parts = torch.autograd.grad(loss.mean(), weights, materialize_grads=True)
             return torch.cat([g.flatten().double() for g in parts])
 
         exact = gradient(eager)
@@ -87,13 +87,11 @@ class Compiled:
 
 def _backend(graph: torch.fx.GraphModule, inputs: Sequence[Tensor]) -> Any:
     """Inductor, with symbolic zeros of forward-mode derivatives written out: it cannot hand them to a backward pass."""
-    from torch._functorch import config as functorch
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
 
     zeros = {torch.ops.aten._efficientzerotensor.default: _zeros}
-    with functorch.patch(donated_buffer=False):  # the check of the first call goes backward twice
-        return compile_fx(graph, inputs, decompositions={**select_decomp_table(), **zeros})
+    return compile_fx(graph, inputs, decompositions={**select_decomp_table(), **zeros})
 
 
 def _zeros(

@@ -24,19 +24,25 @@ class MLP(nn.Module):
         dropout: share of hidden units dropped in training.
         frequencies: number of frequencies per time.
         highest: highest frequency, radians per unit of time.
+        waves: number of random waves of the state beside the state itself, for laws with sharp edges.
+        wave_scale: standard deviation of their wave vectors, radians per unit of the state.
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Source: for the waves of the state, Tancik et al., Fourier features let networks learn high frequency functions in
+        low dimensional domains, 2020, arXiv:2006.10739, Gaussian mapping.
     """
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, width: int = 256, depth: int = 4, residual: bool = False,
-        dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0, numbers: Sequence[str] = (), outputs: int = 1,
+        dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0, waves: int = 0, wave_scale: float = 2.0,
+        numbers: Sequence[str] = (), outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         self.shape, self.residual, self.times = tuple(shape), residual, Waves(frequencies, highest)
         d = math.prod(shape)
         self.labels, self.outputs = Condition(classes, width, numbers), outputs
-        self.enter = nn.Linear(d + 4 * frequencies, width)
+        self.register_buffer("waves", wave_scale * torch.randn(d, waves) if waves else None)
+        self.enter = nn.Linear(d + 2 * waves + 4 * frequencies, width)
         self.norms = nn.ModuleList(nn.RMSNorm(width) if residual else nn.Identity() for _ in range(depth - 1))
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth - 1))
         self.leave = nn.Linear(width, d * outputs)
@@ -44,8 +50,11 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, *], s [B], t [B], labels [B] -> [B, *]."""
-        waves = self.times(s, t).to(x.dtype)
-        h = self.enter(torch.cat([x.flatten(1), waves], 1)) + self.labels(cond, len(x))
+        inputs = [x.flatten(1), self.times(s, t).to(x.dtype)]
+        if self.waves is not None:
+            angle = inputs[0] @ self.waves.to(x.dtype)
+            inputs += [angle.sin(), angle.cos()]
+        h = self.enter(torch.cat(inputs, 1)) + self.labels(cond, len(x))
         for norm, layer in zip(self.norms, self.hidden, strict=True):
             new = layer(self.dropout(nn.functional.silu(norm(h))))
             h = h + new if self.residual else new
@@ -55,3 +64,5 @@ class MLP(nn.Module):
     def null_condition(self, batch: int) -> Tensor:
         """The null label for a batch [B]."""
         return self.labels.null(batch)
+
+    waves: Tensor | None

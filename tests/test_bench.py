@@ -1,0 +1,70 @@
+"""The benchmarks: what is counted, what is averaged, what is written."""
+
+import pytest
+import torch
+
+from flowmaps.bench import family
+from flowmaps.bench.harness import Training, over_seeds, read_rows, train, write_rows
+from flowmaps.build import build
+from flowmaps.oracles.gaussian import Gaussian
+
+
+@pytest.mark.slow
+def test_a_training_is_measured_when_each_budget_is_spent(tmp_path):
+    family.run(tmp_path, asked=["psd", "lsd"], data=["two_gaussians"], seeds=1, budget={"seconds": 1, "images": 4096})
+    measured = read_rows(tmp_path / "two_gaussians.csv")
+    assert [(row["loss"], row["equal"]) for row in measured] == [
+        (m, u) for m in ("lsd", "psd") for u in ("images", "seconds")
+    ]
+    for row in measured:
+        assert (tmp_path / f"two_gaussians-{row['equal']}.png").exists()
+        # The first step after the budget is spent: a step takes well under a second.
+        assert (row["training steps"] == 4096 // 512) if row["equal"] == "images" else (1 <= row["seconds"] < 2)
+        assert 0 < row["error 1"] < 2
+        assert row["energy 1"] > 0
+        assert row["diverged"] == 0
+    # On the diagonal 1 pass; off it, a quarter of the batch, LSD takes a derivative with its forward pass and a target.
+    assert measured[0]["passes per image"] == pytest.approx(1.25)
+
+
+@pytest.mark.slow
+def test_what_was_measured_is_kept_unless_asked_for_by_name(tmp_path):
+    budget = {"images": 512}
+    old = [
+        {"loss": m, "seed": 0, "equal": "images", "budget": 512, "error 1": 7.5, "commit": "old"}
+        for m in ("lsd", "psd")
+    ]
+    other = {"loss": "esd", "seed": 0, "equal": "images", "budget": 1024, "error 1": 7.5, "commit": "old"}
+    write_rows(tmp_path / "two_gaussians.csv", [*old, other])
+    family.run(tmp_path, asked=["psd"], data=["two_gaussians"], seeds=1, budget=budget)
+    rows = {row["loss"]: row["error 1"] for row in read_rows(tmp_path / "two_gaussians.csv")}
+    assert set(rows) == {"lsd", "psd"}, "another budget is another table"
+    assert rows["lsd"] == 7.5
+    assert rows["psd"] != 7.5
+    assert "old" in (tmp_path / "two_gaussians-images.md").read_text()
+
+
+def test_diverged_trainings_are_counted_and_left_out_of_the_mean():
+    rows = [
+        {"loss": "a", "seed": i, "error 1": e, "diverged": d} for i, (e, d) in enumerate([(0.1, 0), (0.3, 0), (9e9, 1)])
+    ]
+    assert over_seeds(rows, "loss") == [{"loss": "a", "error 1": "0.200 ± 0.141", "diverged": "1 of 3"}]
+    assert over_seeds(rows[2:], "loss") == [{"loss": "a", "error 1": "", "diverged": "1 of 1"}]
+
+
+def test_a_loss_that_cannot_be_compared_says_why():
+    with pytest.raises(ValueError, match="a likelihood beside a map"):
+        family.methods(["divergence_distillation"])
+    with pytest.raises(ValueError, match="no data 'nothing'"):
+        family.run(None, data=["nothing"])
+
+
+@pytest.mark.slow
+def test_compiled_and_eager_trainings_agree():
+    """The same draws, so that ten steps lead to the same weights up to float32 rounding, which Adam magnifies."""
+    flow, ends = Gaussian(torch.ones(2), torch.ones(2)), []
+    for compiled in (False, True):
+        training = Training(batch=32, compiled=compiled)
+        made = train(build("losses", "lsd"), flow.sample, shape=(2,), images=320, training=training)
+        ends.append(torch.cat([p.flatten() for p in made.model.parameters()]))
+    torch.testing.assert_close(*ends, atol=2e-3, rtol=0)
