@@ -54,7 +54,7 @@ SAMPLED = {
 }
 # Options that the two-dimensional work needs; everything else is the default.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "alpha_flow": {"end": 500_000},
+    "alpha_flow": {"end": 250_000},
     "distribution_matching": {
         "critic": {
             "name": "distribution_matching",

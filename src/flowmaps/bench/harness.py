@@ -154,8 +154,9 @@ def _passes(step: nn.Module) -> Iterator[list[int]]:
 
 
 def in_parallel(work: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[Any]:
-    """Results of work(*job) as they come, one process of one thread per core."""
-    with ProcessPoolExecutor(os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+    """Results of work(*job) as they come, one process of one thread per core that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ProcessPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting = [pool.submit(work, *job) for job in jobs]
         for i, done in enumerate(as_completed(waiting), 1):
             print(f"[{i}/{len(waiting)}] {str(done.result())[:150]}", flush=True)
