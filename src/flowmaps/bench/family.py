@@ -54,7 +54,7 @@ SAMPLED = {
 }
 # Options that the two-dimensional work needs; everything else is the default.
 OPTIONS: dict[str, dict[str, Any]] = {
-    "alpha_flow": {"end": 250_000},
+    "alpha_flow": {"end": 200_000},
     "distribution_matching": {
         "critic": {
             "name": "distribution_matching",
@@ -260,7 +260,7 @@ def run(
         found = {(row["loss"], row["seed"]) for row in every}
         jobs = [(m, name, i, budget) for i in range(seeds) for m in methods(asked) if (m, i) not in found]
         for rows in in_parallel(measure, jobs):
-            every = sorted([*every, *({**row, "commit": commit(out)} for row in rows)], key=_order)
+            every = sorted([*every, *({**row, "commit": commit()} for row in rows)], key=_order)
             write_rows(file, every)
         for unit, value in budget.items():
             rows = [row for row in every if row["equal"] == unit]

@@ -229,7 +229,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 def write_table(file: Path, table: Sequence[Mapping[str, str]], about: str, commits: str = "") -> None:
     """A table to read, with what was measured, where and at which commit, or those given."""
-    lines = [about, "", machine(file.parent, commits), "", *markdown(table)]
+    lines = [about, "", machine(commits), "", *markdown(table)]
     file.write_text("\n".join(lines) + "\n", "utf-8")
     print("\n".join(lines))
 
@@ -243,17 +243,16 @@ def markdown(table: Sequence[Mapping[str, str]]) -> list[str]:
     ]
 
 
-def machine(folder: Path, commits: str = "") -> str:
-    """Commit of the folder's repository or those given, date, processor and versions, as one sentence."""
+def machine(commits: str = "") -> str:
+    """Commit of this code or those given, date, processor and versions, as one sentence."""
     return (
-        f"Commit {commits or commit(folder)}, {date.today()}; {os.cpu_count()} cores {platform.machine()}, "
+        f"Commit {commits or commit()}, {date.today()}; {os.cpu_count()} cores {platform.machine()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}."
     )
 
 
-def commit(folder: Path) -> str:
-    """Short name of the commit of the repository that a folder lies in."""
-    while not folder.is_dir():
-        folder = folder.parent
+def commit() -> str:
+    """Short name of the commit of this code, if it lies in a repository."""
     git = ["git", "rev-parse", "--short", "HEAD"]
-    return subprocess.run(git, cwd=folder, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    done = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
