@@ -9,8 +9,8 @@ from ..core.checks import check_choice, check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
+from ..core.regression import Distance, Square
 from ..core.report import report
-from ..core.shapes import square_error
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
 from ..core.weighting import Unweighted
@@ -34,6 +34,8 @@ class LSD:
         interpolant: the path.
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
+        distance: between the two sides off the diagonal. Where the square explodes, as it can when long jumps are
+            drawn often, PseudoHuber bounds what one sample pulls; the minimum, of zero, is the same.
         weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
     Cost: on the diagonal 1 evaluation with gradient; off it 1 derivative with gradient and 1 evaluation ("exact"), or 1
@@ -47,6 +49,7 @@ class LSD:
     interpolant: Interpolant = Linear()
     times: PairLaw = UniformPair()
     diagonal_times: TimeLaw = Uniform()
+    distance: Distance = Square()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
@@ -70,12 +73,12 @@ class LSD:
             y, dy = d_dt(model, x, s, t, off.cond, self.jvp)
             with stop_gradient():
                 target = model.velocity(y, t, off.cond)
-            error = square_error(dy, target)
+            error = self.distance(dy, target)
         else:
             with stop_gradient():
                 y, dy = d_dt(model, x, s, t, off.cond, self.jvp)
                 residual = dy - model.velocity(y, t, off.cond)
             u = model.mean_velocity(x, s, t, off.cond)
-            error = square_error(u, u.detach() - residual)
+            error = self.distance(u, u.detach() - residual)
         report("lagrangian", error)
         return self.weighting(error, s, t)
