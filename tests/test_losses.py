@@ -44,6 +44,8 @@ TERMS = {
 VARIANTS = [
     *[{"name": name} for name in LOSSES],
     {"name": "lsd", "route": "stopped"},
+    {"name": "lsd", "distance": "pseudo_huber"},
+    {"name": "lsd", "route": "stopped", "distance": "pseudo_huber"},
     {"name": "esd", "stop": "convex"},
     {"name": "esd", "stop": "none"},
     {"name": "psd", "split": "midpoint"},
@@ -173,8 +175,8 @@ VANISHING = (
     "consistency-jump", "consistency-jump-ratio", "consistency-jump-power_noise-average-square", "ctm-jump",
     "ctm-None-jump-own", "consistency_mid_training-jump-slope", "progressive_distillation-1",
     "align_your_flow-1.0", "align_your_flow-lagrangian", "boss", "consistency_mid_training-jump", "ctm-jump-own", "emd",
-    "esd", "esd-convex", "esd-none", "free_flow", "lmd", "lsd", "lsd-stopped", "lsd-trigonometric", "pfmm", "pfmm-2",
-    "progressive_distillation", "psd", "psd-midpoint", "scm-teacher", "split_mean_flow",
+    "esd", "esd-convex", "esd-none", "free_flow", "lmd", "lsd", "lsd-pseudo_huber", "lsd-stopped", "lsd-stopped-pseudo_huber",
+    "lsd-trigonometric", "pfmm", "pfmm-2", "progressive_distillation", "psd", "psd-midpoint", "scm-teacher", "split_mean_flow",
     "trajectory_distillation", "velocity_distillation",
 )  # fmt: skip
 
@@ -282,6 +284,20 @@ def test_stopped_lsd_moves_the_mean_velocity_against_the_residual():
         for value in (loss(model, pair, generator=stream(4)).mean(), wanted)
     )
     assert (got - want).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("route", ["exact", "stopped"])
+def test_the_distance_of_lsd_measures_the_residual(route):
+    """sqrt(|r|^2 + c^2) - c of the same residual r whose mean square the default gives."""
+    flow = gaussian()
+    model = true_model(flow, (3,))
+    torch.nn.init.normal_(model.net.head, generator=stream(2))
+    pair, distance = pairs(flow, 64, stream()), {"name": "pseudo_huber", "scale": 0.5}
+    square, length = (
+        made({"name": "lsd", "route": route, **options}, flow, diagonal=0.0)(model, pair, generator=stream(4))
+        for options in ({}, {"distance": distance})
+    )
+    torch.testing.assert_close(length, (3 * square + 3 * 0.25).sqrt() - 0.5 * 3**0.5)  # rounding
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=label)

@@ -25,6 +25,7 @@ from ..losses.flow_matching import FlowMatching
 from ..metrics.energy_distance import energy_distance
 from ..metrics.histogram_kl import histogram_kl
 from ..metrics.map_error import map_error
+from ..metrics.sliced_wasserstein import sliced_wasserstein
 from ..oracles.checkerboard import Checkerboard
 from ..oracles.mixture import Mixture
 from ..samplers.runge_kutta4 import RungeKutta4
@@ -229,8 +230,12 @@ def _quality(
         y = sample(model, noise if work.planar else noise[:POINTS], grid, sampler=sampler, generator=fold_in(104, seed))
         row["diverged"] = int(row["diverged"] or not bool(y.square().mean() < FAR**2 * data.square().mean()))
         row[f"energy {k}"] = energy_distance(y[:POINTS], data[:POINTS]) / floor
+        if x0.shape[1] == 2:
+            row[f"sliced W2 {k}"] = sliced_wasserstein(y[:POINTS], data[:POINTS])
         if work.planar:
             row[f"KL {k}"] = histogram_kl(data, y)
+    if x0.shape[1] == 2:
+        row["sliced W2 floor"] = sliced_wasserstein(other[:POINTS], data[:POINTS])
     if work.planar:
         row["KL floor"] = histogram_kl(data, other)
     return row
@@ -278,7 +283,8 @@ def _order(row: Mapping[str, Any]) -> tuple[str, int, str]:
 
 ABOUT = (
     f"error K: K-step map against the exact map of {POINTS:,} points, relative root mean square (1 is no better than "
-    "the mean of the data). energy K: energy distance over that of two sets of data. KL K: histogram of data to "
+    "the mean of the data). energy K: energy distance over that of two sets of data. sliced W2 K: of as many "
+    "samples. KL K: histogram of data to "
     f"histogram of {SAMPLES:,} samples, 50 x 50 cells, nats. passes per image: samples through the network in "
     "one step over the batch, derivatives counted once. diverged: trainings whose samples, in any number of steps, "
     f"are more than {FAR:g} times as large as the data, root mean square. Every loss with its default options, the "
