@@ -21,6 +21,7 @@ from .core.shapes import fill_time
 from .core.types import Coupling, Sampler, Space
 from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
+from .engine.lora import merged
 
 __all__ = ["Flow", "load"]
 
@@ -182,7 +183,8 @@ class Flow:
 def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
     """The flow of a run folder, or of one of its checkpoints, in evaluation mode.
 
-    A run that only trained the diagonal (flow matching) gives the map that takes Euler steps of its velocity.
+    A run that only trained the diagonal (flow matching) gives the map that takes Euler steps of its velocity. Low-rank
+    updates are merged into the weights.
 
     Args:
         run: the folder that `flowmaps train` wrote, or a checkpoint in it.
@@ -198,7 +200,9 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
     config = read_config(checkpoint / "run.toml")
     flow = Flow.built(config, config["shape"], config["classes"])
     prefix = "model." if weights == "weights" else ""
-    flow.model.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
+    state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    lora = config.get("lora")
+    flow.model.load_state_dict(merged(state, lora["scale"]) if lora else state)
     model = flow.model.requires_grad_(False).eval().to(device)
     return dataclasses.replace(flow, model=as_map(model, find("losses", config["loss"]["name"])))
 

@@ -1,14 +1,12 @@
-"""Runs with a critic, with pairs of a teacher, and from a network of one time; low-rank updates."""
+"""Runs with a critic, with pairs of a teacher, and from a network of one time."""
 
 import pytest
 import torch
 from runs import small
 from torch import nn
 
-from flowmaps.build import build
 from flowmaps.core.random import fold_in
 from flowmaps.engine.config import ConfigError, resolve_config
-from flowmaps.engine.lora import add_lora
 from flowmaps.engine.objects import build_optimizer, build_step
 from flowmaps.flow import Flow
 
@@ -97,22 +95,3 @@ def test_a_run_starts_from_a_teacher_of_one_time(name):
     wrong = configured(net={"name": name, "net": inner | {"width": 32}}) | {"from_teacher": True}
     with pytest.raises(ConfigError, match="from_teacher needs a student with the teacher's network"):
         build_step(wrong, flow_of(wrong), teacher)
-
-
-def test_low_rank_updates_start_at_nothing_and_train_alone():
-    pytest.importorskip("peft")
-    torch.manual_seed(0)
-    net = build("nets", {"name": "dit", "width": 16, "depth": 2, "heads": 2}, shape=(1, 8, 8))
-    for p in net.parameters():
-        nn.init.normal_(p, std=0.1)
-    x, s, t = torch.randn(4, 1, 8, 8), torch.rand(4), torch.rand(4)
-    before = net(x, s, t).detach()
-    trained = add_lora(net, 2, layers=["qkv"], open_=["times"])
-    assert torch.equal(net(x, s, t), before)
-    assert sum("lora_A" in name for name in trained) == sum("lora_B" in name for name in trained) == 2
-    assert all("lora_" in name or name.startswith("times") for name in trained)
-    assert any(name.startswith("times") for name in trained)
-    net(x, s, t).square().sum().backward()
-    assert {name for name, p in net.named_parameters() if p.grad is not None} == set(trained)
-    with pytest.raises(ValueError, match="layers must name linear layers"):
-        add_lora(net, layers=["nothing"])

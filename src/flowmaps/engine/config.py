@@ -11,6 +11,7 @@ import tomli_w
 
 from ..build import KINDS, construct, resolve
 from .ema import EMA
+from .lora import LoRA
 from .schedule import Schedule
 
 if sys.version_info >= (3, 11):
@@ -34,6 +35,7 @@ DEFAULTS: Config = {
     "loss": "lsd",
     "teacher": "",  # a run, or a table of options that differ in a run that is trained first
     "from_teacher": False,  # start from the teacher's weights
+    "lora": {},  # train low-rank updates of the teacher's weights, for example { rank = 16 }; all weights when empty
     "shape": [],  # of one datum; filled in from the data
     "classes": 0,  # number of labels; filled in from the data
     "conditional": True,  # use the labels of the data, if it has any
@@ -151,12 +153,17 @@ def resolve_config(config: Mapping[str, Any]) -> Config:
             raise ConfigError(f"{key} must be at least {low}; got {full[key]}.")
     if full["precision"] not in ("float32", "bfloat16"):
         raise ConfigError(f"precision must be 'float32' or 'bfloat16'; got {full['precision']!r}.")
+    if full["lora"] and not full["from_teacher"]:
+        raise ConfigError("lora updates the weights of a teacher; from_teacher is false. Set from_teacher to true.")
     full["save"]["every"] = full["save"]["every"] or max(1, full["images"] // 10)
     try:
         for key in _PARTS:
             full[key] = resolve(KINDS[key], full[key])
         full["schedule"] = vars(construct(Schedule, full["schedule"]))
         full["ema"] = vars(construct(EMA, full["ema"]))
+        if full["lora"]:
+            table = vars(construct(LoRA, full["lora"]))
+            full["lora"] = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return full

@@ -86,7 +86,7 @@ def tangent_error(model: FlowMap, x: Tensor, labels: Tensor | None) -> float:
 
 def _awake(model: FlowMap) -> FlowMap:
     """A copy in evaluation mode whose zero-initialised layers are not zero, or there would be nothing to compare."""
-    awake = copy.deepcopy(model).eval()
+    awake = copy.deepcopy(model).eval().requires_grad_(True)  # frozen weights too, or they have no gradient to compare
     generator = fold_in(0, 3)
     with torch.no_grad():
         for p in awake.parameters():

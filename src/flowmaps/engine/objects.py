@@ -3,18 +3,19 @@
 import dataclasses
 from collections.abc import Mapping
 from inspect import signature
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from ..build import build, find
+from ..build import build, construct, find
 from ..core.flow_map import EulerMap, FlowMap
 from ..core.reparametrize import Reparametrized
 from ..core.types import Loss
 from ..data._dataset import Dataset
 from ..flow import Flow
 from .config import ConfigError
+from .lora import LoRA
 from .step import Step
 
 
@@ -80,6 +81,11 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
         if teacher is None:
             raise ConfigError("from_teacher needs a teacher; none is given. Set teacher to a run folder.")
         _copy_weights(flow.model, teacher.model)
+    if config["lora"]:
+        try:
+            construct(LoRA, config["lora"]).add(cast(Any, flow.model).net)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     coupling = flow.coupling
     if teacher is not None and "teacher" in signature(type(coupling)).parameters:  # it draws its pairs from it
         context = {"teacher": _on_this_path(teacher, flow), "interpolant": flow.interpolant}

@@ -272,7 +272,7 @@ def _teacher(config: Config, out: Path, quiet: bool) -> Flow | None:
         return None
     path = Path(given) if isinstance(given, str) else out / "teacher"
     if isinstance(given, dict):
-        first = {k: v for k, v in config.items() if k not in ("teacher", "from_teacher")} | given
+        first = {k: v for k, v in config.items() if k not in ("teacher", "from_teacher", "lora")} | given
         if not (path / "run.toml").is_file():
             train(first, path, quiet=quiet)
         elif not _complete(path, int(first["images"])):
