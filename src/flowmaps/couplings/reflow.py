@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
-from ..core.random import Random, normal, uniform
+from ..core.random import PerSample, Random, normal, uniform
 from ..core.sampling import Jump, sample
 from ..core.types import Pair, Sampler, map_condition
 
@@ -22,10 +22,14 @@ __all__ = ["Reflow"]
 class Reflow:
     """Pairs (x0, X_{0,1}(x0)) of a teacher, or of a file that `stored_pairs` wrote; the data are not used.
 
+    Conditions of any build stay with the pairs that were made under them. A teacher with guidance, such as CFG around
+    a conditional one, gives the guided pairs.
+
     Flow matching on them is reflow; the loss "one_step_distillation" on them is the distillation of InstaFlow.
 
     Args:
-        stored: the file; left out, every batch is solved for when it is needed, with the batch's conditions.
+        stored: the file, read once, with conditions of its own in place of the batch's; left out, every batch is
+            solved for when it is needed, with the batch's conditions.
         teacher: the flow map that gives the endpoints; not needed for stored pairs, nor for sampling.
         steps: steps of the teacher from noise to data.
         sampler: how it steps: its own jump, which for a mere velocity is Euler's step, or a solver.
@@ -64,7 +68,7 @@ class Reflow:
         return normal(shape, like, generator)
 
     def _drawn(self, x1: Tensor, generator: Random) -> Pair:
-        every = _read(self.stored)
+        every = _read(self.stored, Path(self.stored).stat().st_mtime_ns)
         if every.x0.shape[1:] != x1.shape[1:]:
             raise ValueError(
                 f"stored pairs must have the shape of the data, {tuple(x1.shape[1:])}; got "
@@ -92,7 +96,7 @@ def endpoints(
 
 
 def stored_pairs(
-    file: str | Path, coupling: Reflow, like: Tensor, cond: Any = None, *, generator: Random = None
+    file: str | Path, coupling: Reflow, like: Tensor, cond: Any = None, *, batch: int = 4096, generator: Random = None
 ) -> Pair:
     """Draw pairs from a coupling with a teacher and keep them in a file, for `Reflow(stored=...)`.
 
@@ -100,17 +104,38 @@ def stored_pairs(
         file: where to; a torch file of tensors only.
         coupling: with a teacher.
         like: [n, *], the number, shape and device of the pairs.
-        cond: conditions of the pairs, batch first.
+        cond: conditions of the pairs, of any build, with n entries along the first axis of every tensor.
+        batch: how many are solved for at a time.
         generator: randomness.
     Returns:
         The pairs.
+    Raises:
+        ValueError: if there is another number of conditions than of pairs.
     """
-    pair = coupling(like, cond, generator=generator)
-    torch.save({"x0": pair.x0, "x1": pair.x1, "cond": pair.cond}, file)
-    return pair
+
+    def check(c: Tensor) -> Tensor:
+        if c.ndim == 0 or len(c) != len(like):
+            raise ValueError(
+                f"conditions must have one entry for each of the {len(like)} pairs; got shape {tuple(c.shape)}."
+            )
+        return c
+
+    wanted, made = Pair(like, cond=map_condition(check, cond)), list[tuple[Any, ...]]()
+    for low in range(0, len(like), batch):
+        part = wanted[low : low + batch]
+        draws = PerSample(generator.generators[low : low + batch]) if isinstance(generator, PerSample) else generator
+        pair = coupling(part.x0, part.cond, generator=draws)
+        made.append((pair.x0, pair.x1, pair.cond))
+
+    def joined(*parts: Tensor) -> Tensor:
+        return torch.cat(parts)
+
+    every = Pair(*map_condition(joined, *made))
+    torch.save({"x0": every.x0, "x1": every.x1, "cond": every.cond}, file)
+    return every
 
 
 @lru_cache(maxsize=4)
-def _read(file: str) -> Pair:
+def _read(file: str, written: int) -> Pair:
     held = torch.load(file, map_location="cpu", weights_only=True)
     return Pair(held["x0"], held["x1"], held["cond"])

@@ -1,4 +1,4 @@
-"""What every network does with its two times and with its labels."""
+"""What every network does with its two times and with its labels or texts."""
 
 import math
 from collections.abc import Sequence
@@ -59,23 +59,61 @@ class TwoTimes(nn.Module):
         )
 
 
+class Text(nn.Module):
+    """Embeds short texts, [B, L] -> [B, width]: a perceptron of the mean over words of silu(word + place).
+
+    Words are token ids from 1 to vocabulary - 1; 0 stands for no word. Words add up after the silu, not before it, so
+    that their order counts; what stands at the place of no word does not, so that texts may be padded to any length.
+
+    Args:
+        vocabulary: number of token ids, with the 0.
+        width: of the embedding.
+    Source: Zaheer, Kottur, Ravanbakhsh, Poczos, Salakhutdinov & Smola, Deep sets, 2017, arXiv:1703.06114, Theorem 2,
+        for the sum inside a perceptron, here a mean over pairs of word and place.
+    """
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width)
+        self.place = nn.Linear(16, width, bias=False)
+        self.mix = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids [B, L] -> [B, width]."""
+        weight = self.place.weight
+        place = torch.arange(tokens.shape[1], device=tokens.device, dtype=weight.dtype)
+        each = nn.functional.silu(self.words(tokens) + self.place(wave_features(place / 64, 8, 64.0)))
+        said = (tokens != 0).to(weight.dtype)[..., None]
+        return self.mix((each * said).sum(1) / said.sum(1).clamp_min(1))
+
+
 class Condition(nn.Module):
-    """Embeds a condition: a label, and named numbers such as a guidance scale.
+    """Embeds a condition: a label or a text, and named numbers such as a guidance scale.
 
     A condition is None, labels [B] (0 ... classes - 1, or `classes` for none), or a dict of "label" and the numbers,
-    each [B]. No condition is the null label; numbers that are not given add nothing, like those of a fresh network.
+    each [B]. With a vocabulary, token ids [B, L] take the place of labels, and the text without words that of the null
+    label. No condition is the null label; numbers that are not given add nothing, like those of a fresh network.
 
     Args:
         classes: number of classes.
         width: of the embedding.
         numbers: names of the numbers.
+        vocabulary: number of token ids, with 0 for no word; 0 for labels.
     """
 
-    def __init__(self, classes: int, width: int, numbers: Sequence[str] = ()) -> None:
+    def __init__(self, classes: int, width: int, numbers: Sequence[str] = (), vocabulary: int = 0) -> None:
         super().__init__()
-        self.classes = classes
-        self.table = nn.Embedding(classes + 1, width)
-        nn.init.normal_(self.table.weight, std=0.3)
+        if classes and vocabulary:
+            raise ValueError(
+                f"a network must take labels or texts; got {classes} classes and a vocabulary of {vocabulary}. Leave "
+                "net.vocabulary out, or write the labels as words."
+            )
+        self.classes, self.vocabulary = classes, vocabulary
+        if vocabulary:
+            self.table = Text(vocabulary, width)
+        else:
+            self.table = nn.Embedding(classes + 1, width)
+            nn.init.normal_(self.table.weight, std=0.3)
         self.numbers = nn.ModuleDict({name: nn.Sequential(nn.Linear(16, width), nn.SiLU()) for name in numbers})
         mix = {name: nn.Linear(width, width) for name in numbers}
         for layer in mix.values():
@@ -85,21 +123,29 @@ class Condition(nn.Module):
 
     def forward(self, cond: Any, batch: int) -> Tensor:
         """A condition -> [B, width]."""
-        if not isinstance(cond, dict):
-            return self.table(self.null(batch) if cond is None else cond)
-        unknown = set(cond) - {"label", *self.numbers}
+        given: dict[str, Any] = cond if isinstance(cond, dict) else {} if cond is None else {"label": cond}
+        unknown = set(given) - {"label", *self.numbers}
         if unknown:
             raise ValueError(
                 f"a condition must hold what the network was built for, label and {list(self.numbers)}; got "
                 f"{sorted(unknown)}. Name them in net.numbers."
             )
-        y = self.table(cond["label"] if "label" in cond else self.null(batch))
+        label = given["label"] if "label" in given else self.null(batch)
+        if label.ndim != (2 if self.vocabulary else 1):
+            raise ValueError(
+                f"a condition must be {'token ids [B, L]' if self.vocabulary else 'labels [B]'}; got shape "
+                f"{tuple(label.shape)}. Texts need net.vocabulary, labels go without it."
+            )
+        y = self.table(label)
         for name, layer in self.numbers.items():
-            if name in cond:
-                waves = wave_features(cond[name].to(y.dtype), 8, 8.0)
+            if name in given:
+                waves = wave_features(given[name].to(y.dtype), 8, 8.0)
                 y = y + self.mix[name](layer(waves))
         return y
 
     def null(self, batch: int) -> Tensor:
-        """The null label for a batch [B]."""
-        return torch.full((batch,), self.classes, device=self.table.weight.device)
+        """The null label for a batch [B]; a text of no words [B, 1], which broadcasts against texts of any length."""
+        device = next(self.table.parameters()).device
+        if self.vocabulary:
+            return torch.zeros(batch, 1, dtype=torch.long, device=device)
+        return torch.full((batch,), self.classes, device=device)

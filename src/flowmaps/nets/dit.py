@@ -57,6 +57,7 @@ class DiT(nn.Module):
         ratio: hidden width of the perceptrons over width.
         dropout: share of hidden units dropped in training.
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
+        vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
     Source: Peebles & Xie, Scalable diffusion models with transformers, 2022, arXiv:2212.09748, Section 3.
     Differs: two times; queries and keys are normalised (Dehghani & others, Scaling vision transformers to 22 billion
@@ -65,7 +66,8 @@ class DiT(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, patch: int = 2, width: int = 192, depth: int = 6, heads: int = 6,
-        ratio: float = 4.0, dropout: float = 0.0, numbers: Sequence[str] = (), outputs: int = 1,
+        ratio: float = 4.0, dropout: float = 0.0, numbers: Sequence[str] = (),
+        vocabulary: int = 0, outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         channels, height, side = shape
@@ -75,7 +77,7 @@ class DiT(nn.Module):
                 f"{heads} heads for width {width}."
             )
         self.patch, self.grid = patch, (height // patch, side // patch)
-        self.times, self.labels = TwoTimes(width), Condition(classes, width, numbers)
+        self.times, self.labels = TwoTimes(width), Condition(classes, width, numbers, vocabulary)
         self.enter = nn.Linear(channels * patch**2, width)
         self.place = nn.Parameter(_places(*self.grid, width))
         self.blocks = nn.ModuleList(_Block(width, heads, ratio, dropout) for _ in range(depth))
@@ -87,7 +89,7 @@ class DiT(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """X [B, C, H, W], s [B], t [B], labels [B] -> [B, C, H, W]."""
+        """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
         return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
 
     def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
@@ -110,7 +112,7 @@ class DiT(nn.Module):
         return y if self.outputs == 1 else y.unflatten(1, (self.outputs, -1))
 
     def null_condition(self, batch: int) -> Tensor:
-        """The null label for a batch [B]."""
+        """The null label, or the text of no words, for a batch."""
         return self.labels.null(batch)
 
 

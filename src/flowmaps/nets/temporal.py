@@ -26,6 +26,7 @@ class Temporal(nn.Module):
         frequencies: number of frequencies per time.
         highest: highest frequency, radians per unit of time.
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
+        vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: M; with more than one the result is [B, M, *].
     Source: Zheng, Nie, Vahdat, Azizzadenesheli & Anandkumar, Fast sampling of diffusion models via operator learning,
         2022, arXiv:2211.13449, there around the blocks of a U-Net.
@@ -33,12 +34,13 @@ class Temporal(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, width: int = 256, depth: int = 4, modes: int = 2,
-        dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0, numbers: Sequence[str] = (), outputs: int = 4,
+        dropout: float = 0.0, frequencies: int = 4, highest: float = 8.0, numbers: Sequence[str] = (),
+        vocabulary: int = 0, outputs: int = 4,
     ) -> None:  # fmt: skip
         super().__init__()
         self.frequencies, self.highest, self.outputs = frequencies, highest, outputs
         d = math.prod(shape)
-        self.labels = Condition(classes, width, numbers)
+        self.labels = Condition(classes, width, numbers, vocabulary)
         self.enter = nn.Linear(d + 4 * frequencies, width)
         self.hidden = nn.ModuleList(nn.Linear(width, width) for _ in range(depth))
         self.mix = nn.ModuleList(TemporalConvolution(width, modes) for _ in range(depth))
@@ -46,7 +48,7 @@ class Temporal(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """X [B, *], s [B], t [B], labels [B] -> [B, M, *], or [B, *] for one output."""
+        """X [B, *], s [B], t [B], condition -> [B, M, *], or [B, *] for one output."""
         m = self.outputs
         share = torch.arange(1, m + 1, device=x.device, dtype=t.dtype) / m
         spans, starts = ((t - s)[:, None] * share).flatten(), s.repeat_interleave(m)
@@ -59,5 +61,5 @@ class Temporal(nn.Module):
         return y.reshape(x.shape if m == 1 else (len(x), m, *x.shape[1:]))
 
     def null_condition(self, batch: int) -> Tensor:
-        """The null label for a batch [B]."""
+        """The null label, or the text of no words, for a batch."""
         return self.labels.null(batch)

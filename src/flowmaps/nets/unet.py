@@ -65,6 +65,7 @@ class UNet(nn.Module):
         heads: attention heads at the lowest resolution.
         dropout: share of channels' values dropped in training.
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
+        vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
     Source: Dhariwal & Nichol, Diffusion models beat GANs on image synthesis, 2021, arXiv:2105.05233, Section 3.
     Differs: two times; norms have no weights of their own, the condition scales and shifts; queries and keys are
@@ -73,7 +74,8 @@ class UNet(nn.Module):
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, width: int = 64, multipliers: Sequence[int] = (1, 2),
-        blocks: int = 2, heads: int = 4, dropout: float = 0.0, numbers: Sequence[str] = (), outputs: int = 1,
+        blocks: int = 2, heads: int = 4, dropout: float = 0.0, numbers: Sequence[str] = (),
+        vocabulary: int = 0, outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         channels, height, side = shape
@@ -84,7 +86,7 @@ class UNet(nn.Module):
                 f"{height} x {side}, and {heads} heads for {width * multipliers[-1]} channels."
             )
         embed = 4 * width
-        self.times, self.labels = TwoTimes(embed), Condition(classes, embed, numbers)
+        self.times, self.labels = TwoTimes(embed), Condition(classes, embed, numbers, vocabulary)
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         stack, now = [width], width
@@ -109,7 +111,7 @@ class UNet(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """X [B, C, H, W], s [B], t [B], labels [B] -> [B, C, H, W]."""
+        """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
         return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
 
     def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
@@ -139,5 +141,5 @@ class UNet(nn.Module):
         return y if self.outputs == 1 else y.unflatten(1, (self.outputs, -1))
 
     def null_condition(self, batch: int) -> Tensor:
-        """The null label for a batch [B]."""
+        """The null label, or the text of no words, for a batch."""
         return self.labels.null(batch)
