@@ -84,9 +84,10 @@ def endpoints(flow, x0, tokens, steps=32):
 @torch.no_grad()
 def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    options.add_argument("--steps", type=int, default=2000, help="of each training")
-    options.add_argument("--pairs", type=int, default=20_000, help="that are stored for each")
+    options.add_argument("--steps", type=int, default=1500, help="of each training")
+    options.add_argument("--pairs", type=int, default=16_000, help="that are stored for each")
     options.add_argument("--guidance", type=float, default=2.0, help="of the first flow")
+    options.add_argument("--test", type=int, default=4000, help="samples that are measured")
     given = options.parse_args()
     folder = Path(tempfile.mkdtemp())
     torch.manual_seed(0)
@@ -94,7 +95,7 @@ def main():
     def store(flow, name, seed):
         """Pairs under fresh captions, without any data."""
         generator = fold_in(seed)
-        coupling = Reflow(teacher=flow, steps=16, sampler=Heun())
+        coupling = Reflow(teacher=flow, steps=12, sampler=Heun())
         tokens = prompts(given.pairs, generator)[1]
         stored_pairs(folder / name, coupling, torch.empty(given.pairs, 2), tokens, generator=generator)
         return Reflow(str(folder / name))
@@ -119,9 +120,9 @@ def main():
 
     tell("both are distilled")
     generator = fold_in(6)
-    tokens = prompts(4000, generator)[1]
-    x0 = torch.randn(4000, 2, generator=generator)
-    zero, unit = torch.zeros(4000), torch.ones(4000)
+    tokens = prompts(given.test, generator)[1]
+    x0 = torch.randn(given.test, 2, generator=generator)
+    zero, unit = torch.zeros(given.test), torch.ones(given.test)
     print("one step of                     error   words  energy distance")
     for name, model, flow in (
         ("the guided flow", guided, guided),
@@ -131,12 +132,12 @@ def main():
     ):
         x, end = model(x0, zero, unit, tokens), endpoints(flow, x0, tokens)
         nearest = torch.cdist(x, centre(torch.arange(8))).argmin(1)
-        obeyed = (captions(nearest, torch.ones(4000, 3).bool())[:, None, :] == tokens[:, :, None]).any(2)
+        obeyed = (captions(nearest, torch.ones(given.test, 3).bool())[:, None, :] == tokens[:, :, None]).any(2)
         share = float((obeyed | (tokens == 0)).all(1).double().mean())
         error = float((x - end).square().mean().sqrt())
         print(f"{name:30} {error:6.3f}  {share:6.3f}  {float(energy_distance(x, end)):8.4f}")
-    ask = caption("small red left").expand(1000, 3)
-    shown = one(x0[:1000], zero[:1000], unit[:1000], ask).mean(0)
+    ask = caption("small red left").expand(given.test, 3)
+    shown = one(x0, zero, unit, ask).mean(0)
     print(f"'small red left' in one step lies about {shown[0]:.2f}, {shown[1]:.2f}; its cluster about -0.60, 0.60")
 
 
