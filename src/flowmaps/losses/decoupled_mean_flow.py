@@ -12,7 +12,7 @@ from ..core.report import report
 from ..core.shapes import square_error
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from .flow_matching import flow_matching
 from .mean_flow import eulerian_target
@@ -52,6 +52,7 @@ class DecoupledMeanFlow:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         on = flow_matching(model, pair, self.interpolant, self.diagonal_times, self.weighting, generator, self.velocity)
         s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, w = self.interpolant.draw(pair, s, generator)
