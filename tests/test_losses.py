@@ -73,6 +73,7 @@ VARIANTS = [
     {"name": "alpha_flow", "end": 0},
     {"name": "soflow", "images": 0},
     {"name": "shortcut", "target": "own", "diagonal": 0.5},
+    {"name": "decoupled_mean_flow", "times": "uniform_pair", "diagonal_times": "uniform"},
     {"name": "align_your_flow", "most": 1.0},
     {"name": "align_your_flow", "residual": "lagrangian"},
 ]
@@ -101,6 +102,7 @@ NOT_ONE_STEP = {
     "ctm-jump": "its average is over 1000 steps",
     "progressive_distillation": "jumps of a quarter",
     "inductive_moment_matching": "laws, not the map, and slowly",
+    "decoupled_mean_flow": "its law of times draws little near noise and data: it starts from a trained flow",
     "scm": "what it learns spreads from the data, and reaches noise on the linear path after 6000 steps only",
     "scm-unchanged": "the same",
     "scm-teacher": "the same",

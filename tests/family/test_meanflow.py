@@ -248,7 +248,8 @@ def test_decoupled_mean_flow_is_both_losses_on_every_sample(shape):
     model, pair, g = bent(flow, shape), pairs(flow, 16, stream()), stream(4)
     losses = [{"name": "flow_matching"}, {"name": "mean_flow", "diagonal": 0.0}]
     parts = [build("losses", other)(model, pair, generator=g) for other in losses]
-    got = build("losses", "decoupled_mean_flow")(model, pair, generator=stream(4))
+    uniform = {"times": "uniform_pair", "diagonal_times": "uniform"}
+    got = build("losses", {"name": "decoupled_mean_flow", **uniform})(model, pair, generator=stream(4))
     assert torch.equal(got, (parts[0] + parts[1]) / 2)
 
 
@@ -268,7 +269,7 @@ def test_the_log_loss_of_decoupled_mean_flow_has_the_gradient_of_adaptive_power(
 def test_terminal_velocity_is_that_of_the_average(shape):
     flow = gaussian(shape)
     model, pair = true_model(flow, shape), pairs(flow, 16, stream())
-    loss = begun(build("losses", "terminal_velocity_matching"), model)
+    loss = begun(build("losses", {"name": "terminal_velocity_matching", "times": "uniform_pair"}), model)
     assert averages(loss)[0].decay == 0.99
     nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
     x, _, s, t = off_diagonal(pair)

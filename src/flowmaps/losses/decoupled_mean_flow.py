@@ -10,7 +10,7 @@ from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
 from ..core.report import report
 from ..core.shapes import square_error
-from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
+from ..core.times import LogitNormal, LogitNormalPair, PairLaw, TimeLaw
 from ..core.types import Pair, Weighting
 from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
@@ -37,15 +37,15 @@ class DecoupledMeanFlow:
         jvp: how the derivative is taken.
     Cost: 2 evaluations with gradient, 1 derivative without, and those of `velocity` twice.
     Source: Lee, Yu & Shin, Decoupled MeanFlow: turning flow models into flow maps for accelerated sampling, 2025,
-        arXiv:2510.24474, the training loss, and the released code (loss.py).
+        arXiv:2510.24474, the training loss, and the released code (loss.py; the laws of times in train_dmf.py).
     Differs: time reversed with respect to the paper; both terms share the noise of a sample; no learned v, which in
         that formula only ever falls; the network whose late blocks alone see t, and its start from a flow, are not part
-        of it; uniform times by default, where the release has logit-normal ones, with different means for s and t.
+        of it.
     """
 
     interpolant: Interpolant = Linear()
-    times: PairLaw = UniformPair()
-    diagonal_times: TimeLaw = Uniform()
+    times: PairLaw = LogitNormalPair((-0.4, 1.2))
+    diagonal_times: TimeLaw = LogitNormal()
     velocity: VelocitySource = Conditional()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
