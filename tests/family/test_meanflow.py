@@ -262,6 +262,29 @@ def test_the_log_loss_of_decoupled_mean_flow_has_the_gradient_of_adaptive_power(
     assert (both[0] / both[1] - 1).abs().max() < 1e-12
 
 
+# Balanced shares
+
+
+@shapes
+@pytest.mark.parametrize("inner", [{"name": "mean_flow"}, {"name": "psd"}, {"name": "improved_mean_flow"}])
+def test_balanced_shares_have_one_scale(shape, inner):
+    """Each sample off the diagonal has the mean of the diagonal, and the gradient of that mean times the logarithm."""
+    flow = gaussian(shape)
+    model, pair = bent(flow, shape), pairs(flow, 16, stream())
+    inner = {**inner, "diagonal": 0.25}
+    plain, loss = build("losses", inner), build("losses", {"name": "balanced", "loss": inner, "offset": 1e-9})
+    e = plain(model, pair, generator=stream(4))
+    assert e[4:].std() > 0.01 * e[4:].mean(), "they differ before"
+    got = loss(model, pair, generator=stream(4))
+    mean = e[:4].mean().detach()
+    assert torch.equal(got[:4], e[:4])
+    assert (got[4:] / mean - e[4:] / (e[4:] + 1e-9)).abs().max() < 1e-12
+    want = torch.cat([e[:4], mean * (e[4:] + 1e-9).log()]).mean()
+    both = [torch.autograd.grad(x, model.net.head)[0] for x in (got.mean(), want)]
+    assert (both[0] - both[1]).norm() < 1e-12 * both[1].norm()
+    assert torch.equal(loss(model, pair[:1], generator=stream(4)), plain(model, pair[:1], generator=stream(4)))
+
+
 # Terminal velocity matching
 
 
