@@ -1,7 +1,10 @@
 """Names to objects, tables to objects, and what is said when they are wrong."""
 
+import dataclasses
+
 import pytest
 import torch
+from torch import nn
 from truth import gaussian, stream
 
 from flowmaps.build import build, find, kinds, names, resolve
@@ -84,6 +87,21 @@ class Midpoint:
         x, _ = self.interpolant.draw(pair, s, generator)
         return semigroup(model, x, s, (s + t) / 2, t, pair.cond).square().flatten(1).mean(1)
 '''
+
+
+@pytest.mark.parametrize("name", names("losses"))
+def test_the_resolved_table_of_a_loss_builds_the_loss(name):
+    """Defaults too are spelled out whole, those inside them included: what a run saves is what it ran."""
+    context = {"teacher": gaussian(), "interpolant": gaussian().interpolant}
+    try:
+        plain = build("losses", name, **context)
+    except ValueError:
+        pytest.skip("needs more than a teacher")
+    table = resolve("losses", name)
+    again = build("losses", table, **context)
+    for field in dataclasses.fields(plain):
+        mine, other = (getattr(loss, field.name) for loss in (plain, again))
+        assert mine == other or (isinstance(mine, nn.Module) and type(mine) is type(other)), field.name
 
 
 def test_your_own_loss_in_twenty_lines(tmp_path, monkeypatch):

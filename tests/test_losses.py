@@ -75,6 +75,7 @@ VARIANTS = [
     {"name": "alpha_flow", "end": 0},
     {"name": "soflow", "images": 0},
     {"name": "shortcut", "target": "own", "diagonal": 0.5},
+    {"name": "decoupled_mean_flow", "times": "uniform_pair", "diagonal_times": "uniform"},
     {"name": "align_your_flow", "most": 1.0},
     {"name": "align_your_flow", "residual": "lagrangian"},
 ]
@@ -93,6 +94,7 @@ BIASED = {
     "consistency-None": "consistency training takes the mean over each step, which shrinks the deviation",
     "consistency-None-ratio": "consistency training takes the mean over each step, which shrinks the deviation",
     "alpha_flow": "it starts as flow matching for every span",
+    "balanced": "relative errors of a target that is right on average only",
     "align_your_flow": "a hundredth of the identity's derivative is left out, which favours straight paths",
 }
 # Samples that a loss needs before its pull away from a wrong map stands out of the noise, where 512 are not enough.
@@ -103,6 +105,7 @@ NOT_ONE_STEP = {
     "ctm-jump": "its average is over 1000 steps",
     "progressive_distillation": "jumps of a quarter",
     "inductive_moment_matching": "laws, not the map, and slowly",
+    "decoupled_mean_flow": "its law of times draws little near noise and data: it starts from a trained flow",
     "scm": "what it learns spreads from the data, and reaches noise on the linear path after 6000 steps only",
     "scm-unchanged": "the same",
     "scm-teacher": "the same",
@@ -249,6 +252,7 @@ EVALUATIONS = {
     "align_your_flow-lagrangian": (1, 2),
     "facm": (2, 1),
     "improved_mean_flow": (1, 2),
+    "balanced": (2, 1),
 }
 
 
@@ -428,6 +432,9 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
             {"name": "free_flow", "prediction": 2.0},
             "prediction must lie between 0 and 1, a share of the batch; got 2.0",
         ),
+        ({"name": "balanced", "offset": 0.0}, "offset must be > 0"),
+        ({"name": "balanced", "loss": "flow_matching"}, "must have a share on the diagonal.*got FlowMatching with 0"),
+        ({"name": "balanced", "loss": {"name": "lsd", "diagonal": 1.0}}, "got LSD with 1. Set its diagonal"),
         ({"name": "self_corrected", "reach": -0.1}, "reach must lie between 0 and 1"),
         ({"name": "boss", "nodes": [0.0, 0.6, 0.4, 1.0]}, "nodes must increase from 0 to 1; got"),
         ({"name": "boss", "steps": 0}, "steps must be at least 1; got 0"),

@@ -25,6 +25,8 @@ def test_density_is_the_derivative_of_the_distribution(law):
     grid = (torch.arange(200_000) + 0.5) / 200_000
     assert abs(law.density(grid).mean() - 1) < 1e-4  # midpoint rule
     drawn = law(100_000, torch.empty(0), stream())
+    assert (law.cumulative(t) - u).abs().max() < 1e-9
+    assert (TimeLaw.cumulative(law, t) - u).abs().max() < 1e-9, "by bisection"
     # Kolmogorov-Smirnov against the quantile: 2.2 / sqrt(n) is exceeded with probability 1e-4.
     level = (torch.arange(100_000) + 0.5) / 100_000
     assert (torch.searchsorted(drawn.sort().values, law.quantile(level)) / 100_000 - level).abs().max() < 2.2 / 316
@@ -55,6 +57,14 @@ def test_logit_normal_pair_is_sorted_logit_normals():
     assert abs(both.mean() - 0.4) < 0.02  # five standard errors are 0.013
     assert abs(both.std() - 1.2) < 0.02
     assert abs((torch.logit(t) - torch.logit(s)).mean() - 2 * 1.2 / torch.pi**0.5) < 0.02  # gap of two normals
+
+
+def test_logit_normal_pair_has_a_mean_for_each():
+    """With means that lie far apart sorting changes nothing, and each time shows its own law."""
+    law = build("training_times", {"name": "logit_normal_pair", "mean": [-4, 4.0], "std": [0.5, 0.7]})
+    for z, mean, std in zip(map(torch.logit, law(100_000, torch.empty(0), stream())), (-4, 4), (0.5, 0.7), strict=True):
+        assert abs(z.mean() - mean) < 5 * std / 316
+        assert abs(z.std() / std - 1) < 5 / 447
 
 
 @pytest.mark.parametrize("name", ["logit_normal", "logit_normal_pair"])
@@ -92,6 +102,47 @@ def test_span_pair_draws_span_and_place():
     place = s / (1 - (t - s))
     assert abs(place.mean() - 0.5) < 0.005
     assert abs(torch.corrcoef(torch.stack([place, t - s]))[0, 1]) < 0.016
+
+
+def test_span_pair_restricts_the_law_of_the_arrival():
+    """Given the span d the arrival has the law F restricted to [d, 1]: (F(t) - F(d)) / (1 - F(d)) is uniform."""
+    arrival = {"name": "logit_normal", "mean": 0.4}
+    law = build(
+        "training_times", {"name": "span_pair", "span": {"name": "logit_normal", "mean": -0.8}, "arrival": arrival}
+    )
+    s, t = law(100_000, torch.empty(0), stream())
+    f, d = law.arrival.cumulative, t - s
+    place = ((f(t) - f(d)) / (1 - f(d))).sort().values
+    level = (torch.arange(100_000) + 0.5) / 100_000
+    assert (place - level).abs().max() < 2.2 / 316  # exceeded with probability 1e-4
+    assert abs(torch.logit(d).mean() + 0.8) < 0.016  # five standard errors
+    short = law(100_000, torch.empty(0, dtype=torch.float32), stream())
+    assert (short[0] >= 0).all()
+    assert (short[1] <= 1).all()
+
+
+def test_the_papers_laws_are_the_defaults():
+    """In the papers' clock: DMF's noise levels N(0.4, 1) and N(-1.2, 1), TVM's N(-0.4, 1) below 1 - span."""
+    dmf, tvm = (find("losses", name)() for name in ("decoupled_mean_flow", "terminal_velocity_matching"))
+    g, n = stream(), 200_000
+    noise = torch.sigmoid(torch.tensor([0.4, -1.2]) + torch.randn(n, 2, generator=g))
+    span = torch.sigmoid(torch.randn(n, generator=g) - 0.8)
+    tried = torch.sigmoid(torch.randn(n, generator=g) - 0.4)
+    kept = tried < 1 - span
+    for law, departure, arrival in (
+        (dmf.times, noise.amax(1), noise.amin(1)),
+        (tvm.times, tried[kept] + span[kept], tried[kept]),
+    ):
+        s, t = law(n, torch.empty(0), stream(1))
+        if law is tvm.times:  # rejection thins out long spans, the restricted law does not: compare given the span
+            long = ((t - s) > 0.3) & ((t - s) < 0.31)
+            near = (span[kept] > 0.3) & (span[kept] < 0.31)
+            s, t, departure, arrival = s[long], t[long], departure[near], arrival[near]
+        for ours, theirs in ((1 - s, departure), (1 - t, arrival)):
+            error = (ours.std() ** 2 / len(ours) + theirs.std() ** 2 / len(theirs)) ** 0.5
+            assert abs(ours.mean() - theirs.mean()) < 5 * error
+    assert dmf.diagonal_times == build("training_times", "logit_normal")
+    assert tvm.diagonal_times == build("training_times", {"name": "logit_normal", "mean": 0.4})
 
 
 def test_dyadic_pairs_lie_on_their_grid():

@@ -13,6 +13,7 @@ from flowmaps.oracles.mixture import Mixture
 from flowmaps.velocities.autoguided import Autoguided
 from flowmaps.velocities.diagonal import Diagonal
 from flowmaps.velocities.guided import Guided
+from flowmaps.velocities.guided_as_told import GuidedAsTold
 from flowmaps.velocities.plug_in import PlugIn
 from flowmaps.velocities.teacher import Teacher
 
@@ -91,6 +92,27 @@ def test_guided_mixes_inside_the_interval_and_with_labels():
     assert torch.equal(Guided()(flow, type(pair)(pair.x0, pair.x1), x, w, s), w), "no condition, no guidance"
     with pytest.raises(ValueError, match="kappa != 1 and 0 <= low <= high <= 1"):
         Guided(kappa=1.0)
+
+
+def test_guided_as_told_moves_by_the_scale_that_it_draws():
+    flow, source = gaussian(), GuidedAsTold(lowest=1.0, highest=3.0)
+    pair, x, w, s = drawn(flow, 4000)
+    labels = torch.arange(4000) % 3
+    pair = source.tell(Labelled(), type(pair)(pair.x0, pair.x1, labels), stream())
+    a, none = pair.cond["guidance"], labels == 2
+    assert torch.equal(pair.cond["label"], labels)
+    assert (a[none] == 1).all()
+    assert 1 <= a.min() < 1.01 < 2.99 < a.max() < 3
+    assert abs(a[~none].mean() - 2) < 0.06  # five standard errors
+    v = source(Labelled(), pair, x, w, s)
+    assert torch.equal(v[none], w[none])
+    assert torch.allclose(v, w + ((a - 1) * torch.where(none, 0.0, labels - 5.0))[:, None])
+    assert source.tell(flow, type(pair)(pair.x0, pair.x1), stream()).cond is None, "no condition, no guidance"
+    points = PlugIn(share=1.0)
+    few = pair[:12]
+    got = GuidedAsTold(velocity=points)(Labelled(), few, x[:12], w[:12], s[:12])
+    want = points(flow, type(pair)(few.x0, few.x1, labels[:12]), x[:12], w[:12], s[:12])
+    assert torch.allclose(got[2::3], want[2::3]), "what it is added to sees the label"
 
 
 def test_teachers_are_guided():

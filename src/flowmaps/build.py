@@ -12,6 +12,7 @@ from typing import Any
 
 # Which folder a table of that name, or a nested parameter of that name, refers to.
 KINDS = {
+    "arrival": "training_times",
     "base": "interpolants",
     "coupling": "couplings",
     "critic": "critics",
@@ -144,9 +145,9 @@ def _described(kind: str, value: Any) -> dict[str, Any] | None:
         cls = find(kind, name)
         if cls is type(value):
             options = {key: getattr(value, key, None) for key in signature(cls).parameters}
-            return resolve(
-                kind, {"name": name} | {k: v for k, v in options.items() if isinstance(v, (int, float, str))}
-            )
+            plain = {k: v for k, v in options.items() if isinstance(v, (int, float, str, tuple))}
+            inner = {k: _described(KINDS[k], v) for k, v in options.items() if k in KINDS and k not in plain}
+            return resolve(kind, {"name": name} | plain | {k: v for k, v in inner.items() if v is not None})
     return None
 
 

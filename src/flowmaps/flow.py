@@ -22,6 +22,7 @@ from .core.types import Coupling, Sampler, Space
 from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
 from .engine.lora import merged
+from .nets._embedding import Condition
 
 __all__ = ["Flow", "load"]
 
@@ -77,18 +78,19 @@ class Flow:
             seed: of the source and of stochastic samplers.
             label: class of all samples, or of each; left out, the classes take turns. `classes` means no class.
             sampler: a name, a table or an object; left out, the map's own jump.
-            guidance: scale of classifier-free guidance; 1 is none.
+            guidance: scale of guidance; 1 is none. A network that was told scales in training is told it, others are
+                evaluated with and without the condition.
             first: index of the first sample.
             grid: how the times of a number of steps are chosen: a name, a table or an object; left out, equal steps.
             batch: how many are drawn at a time.
             callback: called with the number of samples drawn so far.
         Returns:
             Data [n, *].
-        Cost: steps times the sampler's evaluations; twice that with guidance.
+        Cost: steps times the sampler's evaluations; twice that with guidance that the network is not told.
         """
         step = build("samplers", "jump") if sampler is None else sampler
         step = build("samplers", step, interpolant=self.interpolant) if isinstance(step, (str, Mapping)) else step
-        model = self._guided(guidance)
+        model = self.guided(guidance)
         times = self.times(steps, grid, sampler=step)
         parts: list[Tensor] = []
         for x0, cond, generator in self._starts(n, label, seed, first, batch):
@@ -112,7 +114,7 @@ class Flow:
         Returns:
             x: data [n, *]; evaluations: of the network, per sample [n]; error: estimated, per sample [n].
         """
-        model = self._guided(guidance)
+        model = self.guided(guidance)
         results = [
             sample_to_tolerance(model, x0, tolerance, cond=cond)
             for x0, cond, _ in self._starts(n, label, seed, first, batch)
@@ -132,10 +134,12 @@ class Flow:
         x0, cond, _ = next(self._starts(256, None, 0, 1 << 40, 256))  # nobody samples there
         return chosen(len(_grid(steps)) - 1, self.model, x0, cond)
 
-    def _guided(self, scale: float) -> FlowMap:
+    def guided(self, scale: float) -> FlowMap:
+        """The map with guidance: told the scale if its network takes it, else mixed from two evaluations."""
         if scale == 1:
             return self.model
-        return build("guidance", {"name": "cfg", "scale": float(scale)}, model=self.model)
+        takes = any(isinstance(part, Condition) and "guidance" in part.numbers for part in self.model.modules())
+        return build("guidance", {"name": "told" if takes else "cfg", "scale": float(scale)}, model=self.model)
 
     def _starts(
         self, n: int, label: int | Sequence[int] | None, seed: int, first: int, batch: int

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from runs import same, small
+from runs import same, small, train_quickly
 from torch import nn
 from truth import gaussian
 
@@ -33,7 +33,8 @@ from flowmaps.engine.order import Order
 from flowmaps.engine.run_folder import RunFolder
 from flowmaps.engine.schedule import Schedule
 from flowmaps.engine.step import Step
-from flowmaps.flow import Flow
+from flowmaps.flow import Flow, load
+from flowmaps.guidance.told import Told
 from flowmaps.nets.mlp import MLP
 from flowmaps.spaces.euclidean import Euclidean
 from flowmaps.weightings.learned import Learned
@@ -350,3 +351,20 @@ def test_run_folder_rows_survive_a_cut_line(tmp_path):
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert {"python", "versions", "command"} <= set(environment)
     assert same(run.config(), read_config(tmp_path / "run" / "run.toml"))
+
+
+def test_a_run_with_told_guidance(tmp_path, monkeypatch):
+    """From a configuration to samples of the loaded run; a network that cannot be told says what to set."""
+    loss = {"name": "lsd", "velocity": {"name": "guided_as_told", "highest": 3.0}}
+    net = {"name": "mlp", "width": 16, "depth": 2}
+    with pytest.raises(ValueError, match=r"Name them in net\.numbers"):
+        train_quickly(small(loss=loss, net=net), tmp_path / "untold", monkeypatch)
+    train_quickly(small(loss=loss, net={**net, "numbers": ["guidance"]}), tmp_path / "run", monkeypatch)
+    flow = load(tmp_path / "run", weights="weights")
+    assert flow.config["loss"]["velocity"] == {
+        "name": "guided_as_told", "lowest": 0.0, "highest": 3.0, "velocity": {"name": "conditional"},
+    }  # fmt: skip
+    assert isinstance(flow.guided(2.0), Told)
+    strong, weak = (flow.sample(6, 1, label=3, guidance=a) for a in (3.0, 0.5))
+    assert strong.shape == (6, 1, 8, 8)
+    assert (strong - weak).abs().max() > 1e-4

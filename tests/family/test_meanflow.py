@@ -248,7 +248,8 @@ def test_decoupled_mean_flow_is_both_losses_on_every_sample(shape):
     model, pair, g = bent(flow, shape), pairs(flow, 16, stream()), stream(4)
     losses = [{"name": "flow_matching"}, {"name": "mean_flow", "diagonal": 0.0}]
     parts = [build("losses", other)(model, pair, generator=g) for other in losses]
-    got = build("losses", "decoupled_mean_flow")(model, pair, generator=stream(4))
+    uniform = {"times": "uniform_pair", "diagonal_times": "uniform"}
+    got = build("losses", {"name": "decoupled_mean_flow", **uniform})(model, pair, generator=stream(4))
     assert torch.equal(got, (parts[0] + parts[1]) / 2)
 
 
@@ -261,6 +262,29 @@ def test_the_log_loss_of_decoupled_mean_flow_has_the_gradient_of_adaptive_power(
     assert (both[0] / both[1] - 1).abs().max() < 1e-12
 
 
+# Balanced shares
+
+
+@shapes
+@pytest.mark.parametrize("inner", [{"name": "mean_flow"}, {"name": "psd"}, {"name": "improved_mean_flow"}])
+def test_balanced_shares_have_one_scale(shape, inner):
+    """Each sample off the diagonal has the mean of the diagonal, and the gradient of that mean times the logarithm."""
+    flow = gaussian(shape)
+    model, pair = bent(flow, shape), pairs(flow, 16, stream())
+    inner = {**inner, "diagonal": 0.25}
+    plain, loss = build("losses", inner), build("losses", {"name": "balanced", "loss": inner, "offset": 1e-9})
+    e = plain(model, pair, generator=stream(4))
+    assert e[4:].std() > 0.01 * e[4:].mean(), "they differ before"
+    got = loss(model, pair, generator=stream(4))
+    mean = e[:4].mean().detach()
+    assert torch.equal(got[:4], e[:4])
+    assert (got[4:] / mean - e[4:] / (e[4:] + 1e-9)).abs().max() < 1e-12
+    want = torch.cat([e[:4], mean * (e[4:] + 1e-9).log()]).mean()
+    both = [torch.autograd.grad(x, model.net.head)[0] for x in (got.mean(), want)]
+    assert (both[0] - both[1]).norm() < 1e-12 * both[1].norm()
+    assert torch.equal(loss(model, pair[:1], generator=stream(4)), plain(model, pair[:1], generator=stream(4)))
+
+
 # Terminal velocity matching
 
 
@@ -268,7 +292,7 @@ def test_the_log_loss_of_decoupled_mean_flow_has_the_gradient_of_adaptive_power(
 def test_terminal_velocity_is_that_of_the_average(shape):
     flow = gaussian(shape)
     model, pair = true_model(flow, shape), pairs(flow, 16, stream())
-    loss = begun(build("losses", "terminal_velocity_matching"), model)
+    loss = begun(build("losses", {"name": "terminal_velocity_matching", "times": "uniform_pair"}), model)
     assert averages(loss)[0].decay == 0.99
     nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
     x, _, s, t = off_diagonal(pair)

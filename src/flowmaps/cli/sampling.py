@@ -9,7 +9,7 @@ import typer
 Run = Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in it.")]
 Seed = Annotated[int, typer.Option(help="Sample i depends on (seed, i) alone.")]
 SamplerName = Annotated[str, typer.Option(help="How a step is taken; `flowmaps list samplers`.")]
-Guidance = Annotated[float, typer.Option(help="Scale of classifier-free guidance; 1 is none.")]
+Guidance = Annotated[float, typer.Option(help="Scale of guidance; 1 is none.")]
 Weights = Annotated[str, typer.Option(help="ema: the running average; weights: the last iterate.")]
 Device = Annotated[str, typer.Option(help="For example cpu or cuda.")]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .times import TimeLaw
+from .times import TimeLaw, normal_quantile
 
 
 def noise_level(t: Tensor, most: float = math.inf) -> Tensor:
@@ -17,10 +17,6 @@ def noise_level(t: Tensor, most: float = math.inf) -> Tensor:
 def time_of_noise(sigma: Tensor) -> Tensor:
     """T = 1 / (1 + sigma)."""
     return 1 / (1 + sigma)
-
-
-def _normal_quantile(u: Tensor) -> Tensor:
-    return torch.special.ndtri(u)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class LogNormalNoise(TimeLaw):
             raise ValueError(f"std must be > 0; got {self.std}.")
 
     def quantile(self, u: Tensor) -> Tensor:
-        return torch.sigmoid(self.std * _normal_quantile(u) - self.mean)
+        return torch.sigmoid(self.std * normal_quantile(u) - self.mean)
 
     def density(self, t: Tensor) -> Tensor:
         z = (torch.logit(t) + self.mean) / self.std
@@ -69,7 +65,7 @@ class LogNormalAngle(TimeLaw):
             raise ValueError(f"std must be > 0; got {self.std}.")
 
     def quantile(self, u: Tensor) -> Tensor:
-        return 2 / math.pi * torch.atan(torch.exp(self.std * _normal_quantile(u) - self.mean))
+        return 2 / math.pi * torch.atan(torch.exp(self.std * normal_quantile(u) - self.mean))
 
     def density(self, t: Tensor) -> Tensor:
         z = (torch.log(torch.tan(math.pi / 2 * t)) + self.mean) / self.std

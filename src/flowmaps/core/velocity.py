@@ -1,11 +1,13 @@
 """Where a target's velocity comes from. What the field's methods share is an argument, not a copy."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from .flow_map import FlowMap
+from .random import Random
 from .types import Pair
 
 
@@ -32,3 +34,23 @@ class Conditional:
     def __call__(self, model: FlowMap, pair: Pair, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
         """The conditional velocity."""
         return w
+
+
+class Telling(ABC):
+    """A velocity source that depends on a number which the network is told, and which it draws for each sample."""
+
+    @abstractmethod
+    def tell(self, model: FlowMap, pair: Pair, generator: Random) -> Pair:
+        """The pair with the number in its condition, for the diagonal and off it."""
+
+    @abstractmethod
+    def __call__(self, model: FlowMap, pair: Pair, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
+        """The velocity for the number in the condition of the pair."""
+
+
+def told(velocity: VelocitySource | None, model: FlowMap, pair: Pair, generator: Random) -> Pair:
+    """The pair with what a velocity source tells the network; the pair itself if the source tells nothing.
+
+    Every loss that takes a velocity begins with this.
+    """
+    return velocity.tell(model, pair, generator) if isinstance(velocity, Telling) else pair

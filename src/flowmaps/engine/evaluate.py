@@ -12,6 +12,7 @@ from ..core.random import fold_in
 from ..core.types import Pair
 from ..data._dataset import Dataset
 from ..flow import Flow
+from ..guidance.cfg import CFG
 from ..metrics.classifier_two_sample import classifier_two_sample
 from ..metrics.energy_distance import energy_distance
 from ..metrics.function_evaluations import function_evaluations
@@ -45,7 +46,7 @@ def evaluate_flow(
         held: data it has not seen.
         steps: numbers of steps.
         sampler: how a step is taken.
-        guidance: scale of classifier-free guidance.
+        guidance: scale of guidance.
         n: number of samples; no more than there are training data.
         seed: of the samples.
         tests: whether to run the slow two-sample tests too.
@@ -61,6 +62,7 @@ def evaluate_flow(
     floor = _distances(real, unseen, seed, tests)
     labelled = flow.classes > 0 and real_labels is not None
     labels = real_labels.tolist() if labelled and real_labels is not None else None
+    mixed = isinstance(flow.guided(guidance), CFG)
     rows: list[dict[str, Any]] = []
     like = next(flow.model.parameters())
     for k in steps:
@@ -68,7 +70,7 @@ def evaluate_flow(
         samples = flow.sample(n, k, seed=seed, label=labels, sampler=sampler, guidance=guidance).cpu()
         inner = flow.space.encode(torch.zeros(1, *flow.shape, device=like.device))
         calls = function_evaluations(flow.model, build("samplers", sampler), k, inner, _first(flow, like))
-        row: dict[str, Any] = {"steps": k, "evaluations": calls * (1 if guidance == 1 else 2)}
+        row: dict[str, Any] = {"steps": k, "evaluations": calls * (2 if mixed else 1)}
         row |= _distances(samples, unseen, seed, tests)
         row["energy_over_floor"] = row["energy_distance"] / floor["energy_distance"]
         if labelled and real_labels is not None and unseen_labels is not None:

@@ -14,7 +14,7 @@ from ..core.report import report
 from ..core.shapes import square_error
 from ..core.times import PairLaw, UniformPair
 from ..core.types import Pair, Weighting
-from ..core.velocity import VelocitySource
+from ..core.velocity import VelocitySource, told
 from ..core.weighting import Unweighted
 from .mean_flow import eulerian_target
 
@@ -67,6 +67,7 @@ class AlignYourFlow:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, w = self.interpolant.draw(pair, s, generator)
         if self.residual == "eulerian":

@@ -10,9 +10,9 @@ from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
 from ..core.report import report
 from ..core.shapes import square_error
-from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
+from ..core.times import LogitNormal, LogitNormalPair, PairLaw, TimeLaw
 from ..core.types import Pair, Weighting
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from .flow_matching import flow_matching
 from .mean_flow import eulerian_target
@@ -37,21 +37,22 @@ class DecoupledMeanFlow:
         jvp: how the derivative is taken.
     Cost: 2 evaluations with gradient, 1 derivative without, and those of `velocity` twice.
     Source: Lee, Yu & Shin, Decoupled MeanFlow: turning flow models into flow maps for accelerated sampling, 2025,
-        arXiv:2510.24474, the training loss, and the released code (loss.py).
+        arXiv:2510.24474, the training loss, and the released code (loss.py; the laws of times in train_dmf.py).
     Differs: time reversed with respect to the paper; both terms share the noise of a sample; no learned v, which in
         that formula only ever falls; the network whose late blocks alone see t, and its start from a flow, are not part
-        of it; uniform times by default, where the release has logit-normal ones, with different means for s and t.
+        of it.
     """
 
     interpolant: Interpolant = Linear()
-    times: PairLaw = UniformPair()
-    diagonal_times: TimeLaw = Uniform()
+    times: PairLaw = LogitNormalPair((-0.4, 1.2))
+    diagonal_times: TimeLaw = LogitNormal()
     velocity: VelocitySource = Conditional()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         on = flow_matching(model, pair, self.interpolant, self.diagonal_times, self.weighting, generator, self.velocity)
         s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, w = self.interpolant.draw(pair, s, generator)

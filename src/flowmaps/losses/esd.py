@@ -12,6 +12,7 @@ from ..core.random import Random
 from ..core.report import report
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .flow_matching import flow_matching
@@ -32,10 +33,11 @@ class ESD:
         interpolant: the path.
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
+        velocity: what the diagonal regresses on; GuidedAsTold lets the map take a guidance scale.
         weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
-    Cost: on the diagonal 1 evaluation with gradient; off it 1 derivative with gradient and 1 evaluation, with "full"
-        also 1 derivative without.
+    Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 derivative with gradient and 1
+        evaluation, with "full" also 1 derivative without.
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
         2025, arXiv:2505.18825v2, Eq. (14) and (94), Algorithms 1 and 3.
     """
@@ -45,6 +47,7 @@ class ESD:
     interpolant: Interpolant = Linear()
     times: PairLaw = UniformPair()
     diagonal_times: TimeLaw = Uniform()
+    velocity: VelocitySource = Conditional()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
@@ -54,10 +57,13 @@ class ESD:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
             self.diagonal,
-            lambda on: flow_matching(model, on, self.interpolant, self.diagonal_times, self.weighting, generator),
+            lambda on: flow_matching(
+                model, on, self.interpolant, self.diagonal_times, self.weighting, generator, self.velocity
+            ),
             lambda off: self._off(model, off, step, generator),
         )
 

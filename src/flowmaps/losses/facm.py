@@ -15,7 +15,7 @@ from ..core.report import report
 from ..core.shapes import expand_time, square_error
 from ..core.times import TimeLaw, Uniform
 from ..core.types import Pair, Weighting
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from .mean_flow import eulerian_target
 
@@ -62,6 +62,7 @@ class FACM:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean squares per dimension by default."""
+        pair = told(self.velocity, model, pair, generator)
         s = self.times(len(pair), pair.x0, generator)
         one = torch.ones_like(s)
         x, w = self.interpolant.draw(pair, s, generator)

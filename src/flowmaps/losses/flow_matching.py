@@ -12,7 +12,7 @@ from ..core.regression import Distance, Square
 from ..core.report import report
 from ..core.times import TimeLaw, Uniform
 from ..core.types import Pair, Weighting
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 
 __all__ = ["FlowMatching"]
@@ -46,6 +46,7 @@ class FlowMatching:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         return flow_matching(
             model, pair, self.interpolant, self.times, self.weighting, generator, self.velocity, self.distance
         )

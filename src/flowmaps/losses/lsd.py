@@ -13,6 +13,7 @@ from ..core.regression import Distance, Square
 from ..core.report import report
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .flow_matching import flow_matching
@@ -34,12 +35,13 @@ class LSD:
         interpolant: the path.
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
+        velocity: what the diagonal regresses on; GuidedAsTold lets the map take a guidance scale.
         distance: between the two sides off the diagonal. Where the square explodes, as it can when long jumps are
             drawn often, PseudoHuber bounds what one sample pulls; the minimum, of zero, is the same.
         weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
-    Cost: on the diagonal 1 evaluation with gradient; off it 1 derivative with gradient and 1 evaluation ("exact"), or 1
-        evaluation with gradient, 1 derivative and 1 evaluation ("stopped").
+    Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 derivative with gradient and 1
+        evaluation ("exact"), or 1 evaluation with gradient, 1 derivative and 1 evaluation ("stopped").
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
         2025, arXiv:2505.18825v2, Eq. (13) and (94), Algorithms 1 and 2.
     """
@@ -49,6 +51,7 @@ class LSD:
     interpolant: Interpolant = Linear()
     times: PairLaw = UniformPair()
     diagonal_times: TimeLaw = Uniform()
+    velocity: VelocitySource = Conditional()
     distance: Distance = Square()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
@@ -59,10 +62,13 @@ class LSD:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
             self.diagonal,
-            lambda on: flow_matching(model, on, self.interpolant, self.diagonal_times, self.weighting, generator),
+            lambda on: flow_matching(
+                model, on, self.interpolant, self.diagonal_times, self.weighting, generator, self.velocity
+            ),
             lambda off: self._off(model, off, step, generator),
         )
 

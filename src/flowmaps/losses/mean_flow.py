@@ -15,7 +15,7 @@ from ..core.report import report
 from ..core.shapes import expand_time
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .flow_matching import flow_matching
@@ -65,6 +65,7 @@ class MeanFlow:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], by default the mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
             self.diagonal,

@@ -14,6 +14,7 @@ from ..core.report import report
 from ..core.shapes import expand_time, square_error
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .flow_matching import flow_matching
@@ -34,8 +35,9 @@ class PSD:
         interpolant: the path.
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
+        velocity: what the diagonal regresses on; GuidedAsTold lets the map take a guidance scale.
         weighting: what the error of a sample counts.
-    Cost: on the diagonal 1 evaluation with gradient; off it 1 with gradient and 2 without.
+    Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 with gradient and 2 without.
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
         2025, arXiv:2505.18825v2, Eq. (15) and (22), Algorithms 1 and 4.
     """
@@ -45,6 +47,7 @@ class PSD:
     interpolant: Interpolant = Linear()
     times: PairLaw = UniformPair()
     diagonal_times: TimeLaw = Uniform()
+    velocity: VelocitySource = Conditional()
     weighting: Weighting = Unweighted()
 
     def __post_init__(self) -> None:
@@ -53,10 +56,13 @@ class PSD:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
             self.diagonal,
-            lambda on: flow_matching(model, on, self.interpolant, self.diagonal_times, self.weighting, generator),
+            lambda on: flow_matching(
+                model, on, self.interpolant, self.diagonal_times, self.weighting, generator, self.velocity
+            ),
             lambda off: semigroup(
                 model, off, self.interpolant, self.times, self.weighting, self.split, step, generator
             ),

@@ -15,7 +15,7 @@ from ..core.report import report
 from ..core.shapes import expand_time, square_error
 from ..core.times import TimeLaw
 from ..core.types import Pair, Weighting
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 
 __all__ = ["SCM"]
@@ -68,6 +68,7 @@ class SCM:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension before the weighting."""
+        pair = told(self.velocity, model, pair, generator)
         s = self.times(len(pair), pair.x0, generator)
         one = torch.ones_like(s)
         x, w = self.interpolant.draw(pair, s, generator)

@@ -12,7 +12,7 @@ from ..core.report import report
 from ..core.shapes import square_error
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .alpha_flow import stepped_target
@@ -71,6 +71,7 @@ class SoFlow:
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension times rho off the diagonal."""
+        pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
             self.diagonal,

@@ -12,7 +12,7 @@ from ..core.random import Random
 from ..core.report import report
 from ..core.shapes import expand_time, square_error
 from ..core.target import Average, Target
-from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
+from ..core.times import LogitNormal, PairLaw, SpanPair, TimeLaw
 from ..core.types import Pair, Weighting, same_condition
 from ..core.weighting import Unweighted
 
@@ -36,16 +36,16 @@ class TerminalVelocityMatching:
         jvp: how the derivative is taken.
     Cost: 1 derivative and 1 evaluation with gradient, 1 evaluation without, 2 with guidance.
     Source: Zhou, Parger, Haque & Song, Terminal velocity matching, 2025, arXiv:2511.19797, Eq. (12), (14) and (15) and
-        Algorithm 1.
+        Algorithm 1; the laws of times from the released code (training/loss.py).
     Differs: time reversed with respect to the paper; one scale for all, so that it is neither an input of the network
-        nor a factor of its output; uniform times by default, where the paper draws the span, t and r logit-normal.
+        nor a factor of its output.
     """
 
     scale: float = 1.0
     target: Target = field(default_factory=lambda: Average(0.99))
     interpolant: Interpolant = Linear()
-    times: PairLaw = UniformPair()
-    diagonal_times: TimeLaw = Uniform()
+    times: PairLaw = SpanPair(LogitNormal(-0.8), LogitNormal(0.4))
+    diagonal_times: TimeLaw = LogitNormal(0.4)
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 

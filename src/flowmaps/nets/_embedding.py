@@ -87,12 +87,17 @@ class Text(nn.Module):
         return self.mix((each * said).sum(1) / said.sum(1).clamp_min(1))
 
 
+# What a number is when it is not given: no guidance, or guidance at all times; every other number is zero.
+NEUTRAL = {"guidance": 1.0, "high": 1.0}
+
+
 class Condition(nn.Module):
     """Embeds a condition: a label or a text, and named numbers such as a guidance scale.
 
     A condition is None, labels [B] (0 ... classes - 1, or `classes` for none), or a dict of "label" and the numbers,
     each [B]. With a vocabulary, token ids [B, L] take the place of labels, and the text without words that of the null
-    label. No condition is the null label; numbers that are not given add nothing, like those of a fresh network.
+    label. No condition is the null label; a number that is not given is the same as its neutral value, which is 1 for
+    "guidance" and "high" and 0 for all others, and adds nothing.
 
     Args:
         classes: number of classes.
@@ -115,10 +120,9 @@ class Condition(nn.Module):
             self.table = nn.Embedding(classes + 1, width)
             nn.init.normal_(self.table.weight, std=0.3)
         self.numbers = nn.ModuleDict({name: nn.Sequential(nn.Linear(16, width), nn.SiLU()) for name in numbers})
-        mix = {name: nn.Linear(width, width) for name in numbers}
+        mix = {name: nn.Linear(width, width, bias=False) for name in numbers}
         for layer in mix.values():
             nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
         self.mix = nn.ModuleDict(mix)
 
     def forward(self, cond: Any, batch: int) -> Tensor:
@@ -139,8 +143,9 @@ class Condition(nn.Module):
         y = self.table(label)
         for name, layer in self.numbers.items():
             if name in given:
-                waves = wave_features(given[name].to(y.dtype), 8, 8.0)
-                y = y + self.mix[name](layer(waves))
+                number = given[name].to(y.dtype)
+                neutral = torch.full_like(number, NEUTRAL.get(name, 0.0))
+                y = y + self.mix[name](layer(wave_features(number, 8, 8.0)) - layer(wave_features(neutral, 8, 8.0)))
         return y
 
     def null(self, batch: int) -> Tensor:
