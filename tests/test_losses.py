@@ -45,6 +45,7 @@ VARIANTS = [
     *[{"name": name} for name in LOSSES],
     {"name": "lsd", "route": "stopped"},
     {"name": "lsd", "distance": "pseudo_huber"},
+    {"name": "lsd", "bound": 50.0},
     {"name": "lsd", "route": "stopped", "distance": "pseudo_huber"},
     {"name": "esd", "stop": "convex"},
     {"name": "esd", "stop": "none"},
@@ -178,7 +179,7 @@ VANISHING = (
     "consistency-jump", "consistency-jump-ratio", "consistency-jump-power_noise-average-square", "ctm-jump",
     "ctm-None-jump-own", "consistency_mid_training-jump-slope", "progressive_distillation-1",
     "align_your_flow-1.0", "align_your_flow-lagrangian", "boss", "consistency_mid_training-jump", "ctm-jump-own", "emd",
-    "esd", "esd-convex", "esd-none", "free_flow", "lmd", "lsd", "lsd-pseudo_huber", "lsd-stopped", "lsd-stopped-pseudo_huber",
+    "esd", "esd-convex", "esd-none", "free_flow", "lmd", "lsd", "lsd-50.0", "lsd-pseudo_huber", "lsd-stopped", "lsd-stopped-pseudo_huber",
     "lsd-trigonometric", "pfmm", "pfmm-2", "progressive_distillation", "psd", "psd-midpoint", "scm-teacher", "split_mean_flow",
     "trajectory_distillation", "velocity_distillation",
 )  # fmt: skip
@@ -302,6 +303,15 @@ def test_the_distance_of_lsd_measures_the_residual(route):
         for options in ({}, {"distance": distance})
     )
     torch.testing.assert_close(length, (3 * square + 3 * 0.25).sqrt() - 0.5 * 3**0.5)  # rounding
+
+
+def test_the_bound_of_lsd_leads_strays_back_and_leaves_the_rest():
+    """b + (clip(y + (1 - t) b) - (y + (1 - t) b)) / (1 - t) on the linear path; 0.95 is the last time of the divisor."""
+    y, t = torch.tensor([[0.5, 0.0], [3.0, -0.2], [1.5, 0.0]]).double(), torch.tensor([0.5, 0.5, 1.0]).double()
+    b = torch.tensor([[0.2, 0.1], [4.0, 0.2], [1.0, -1.0]]).double()
+    followed = build("losses", {"name": "lsd", "bound": 1.0})._followed(EulerMap(lambda x, t, cond=None: b), y, t, None)
+    wanted = torch.tensor([[0.2, 0.1], [(1 - 3.0) / 0.5, 0.2], [1.0 + (1 - 1.5) / 0.05, -1.0]]).double()
+    torch.testing.assert_close(followed, wanted)
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=label)

@@ -155,7 +155,9 @@ def _passes(step: nn.Module) -> Iterator[list[int]]:
 
 def in_parallel(work: Callable[..., Any], jobs: Iterable[tuple]) -> Iterator[Any]:
     """Results of work(*job) as they come, one process of one thread per core that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = os.cpu_count()
+    with suppress(AttributeError):  # not every system says which cores a process may use
+        cores = len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         waiting = [pool.submit(work, *job) for job in jobs]
         for i, done in enumerate(as_completed(waiting), 1):

@@ -1,6 +1,7 @@
 """Lagrangian self-distillation."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -36,8 +37,10 @@ class LSD:
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
         velocity: what the diagonal regresses on; GuidedAsTold lets the map take a guidance scale.
-        distance: between the two sides off the diagonal. Where the square explodes, as it can when long jumps are
-            drawn often, PseudoHuber bounds what one sample pulls; the minimum, of zero, is the same.
+        distance: between the two sides off the diagonal; PseudoHuber bounds what one sample pulls.
+        bound: largest absolute coordinate of data, 0 for none. Where the velocity that is followed leads to a datum
+            beyond, it is led back: a map that strays to where the diagonal was never trained would follow it to
+            infinity, and long trainings with many long jumps end so.
         weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
     Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 derivative with gradient and 1
@@ -53,12 +56,15 @@ class LSD:
     diagonal_times: TimeLaw = Uniform()
     velocity: VelocitySource = Conditional()
     distance: Distance = Square()
+    bound: float = 0.0
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
     def __post_init__(self) -> None:
         check_share("diagonal", self.diagonal)
         check_choice("route", self.route, ("exact", "stopped"))
+        if self.bound < 0:
+            raise ValueError(f"bound must be positive, or 0 for none; got {self.bound}.")
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
@@ -78,13 +84,24 @@ class LSD:
         if self.route == "exact":
             y, dy = d_dt(model, x, s, t, off.cond, self.jvp)
             with stop_gradient():
-                target = model.velocity(y, t, off.cond)
+                target = self._followed(model, y, t, off.cond)
             error = self.distance(dy, target)
         else:
             with stop_gradient():
                 y, dy = d_dt(model, x, s, t, off.cond, self.jvp)
-                residual = dy - model.velocity(y, t, off.cond)
+                residual = dy - self._followed(model, y, t, off.cond)
             u = model.mean_velocity(x, s, t, off.cond)
             error = self.distance(u, u.detach() - residual)
         report("lagrangian", error)
         return self.weighting(error, s, t)
+
+    def _followed(self, model: FlowMap, y: Tensor, t: Tensor, cond: Any) -> Tensor:
+        b, p = model.velocity(y, t, cond), self.interpolant
+        if not self.bound:
+            return b
+        datum = p.data_from_velocity(b, y, t)
+        late = t.clamp_max(0.95)  # the pull, a distance over the time that is left, stays bounded
+        pull = p.velocity_from_data(datum.clamp(-self.bound, self.bound), y, late) - p.velocity_from_data(
+            datum, y, late
+        )
+        return b + pull
