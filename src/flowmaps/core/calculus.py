@@ -146,7 +146,8 @@ class Exact:
 class Central:
     """A central difference: [f(p + step d) - f(p - step d)] / (2 step), for any kernel.
 
-    The right step depends on network and precision: `calibrated` chooses it against one exact derivative.
+    The right step depends on network and precision: `calibrated` chooses it against one exact derivative. All three
+    evaluations share their dropout masks, except in a compiled graph.
 
     Args:
         step: half the width of the difference, in units of the tangents.
@@ -159,9 +160,11 @@ class Central:
         """f(primals) and its derivative along the tangents."""
 
         def shifted(by: float) -> Tensor:
-            return f(*(p + by * d for p, d in zip(primals, tangents, strict=True)))
+            with _stream_put_back():  # with other dropout masks it would be the difference of two networks
+                return f(*(p + by * d for p, d in zip(primals, tangents, strict=True)))
 
-        return f(*primals), (shifted(self.step) - shifted(-self.step)) / (2 * self.step)
+        after, before = shifted(self.step), shifted(-self.step)
+        return f(*primals), (after - before) / (2 * self.step)
 
     @staticmethod
     def calibrated(
@@ -190,18 +193,24 @@ def _relative(a: Tensor, b: Tensor) -> float:
 
 
 @contextmanager
+def _stream_put_back() -> Generator[None, None, None]:
+    """At the end of the block the global random stream, from which dropout draws, is where it was."""
+    if torch.compiler.is_compiling():  # a compiled graph draws its masks from its own stream
+        yield
+        return
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):  # pyright: ignore[reportUnknownMemberType]
+        yield
+
+
+@contextmanager
 def stop_gradient() -> Generator[None, None, None]:
     """What a target is computed under: no graph, and the dropout masks of the prediction that follows.
 
     Taking a derivative here and predicting again outside needs a quarter to a half of the memory of a derivative with a
     graph. The global random stream, from which dropout draws, is put back at the end of the block.
     """
-    if torch.compiler.is_compiling():  # a compiled graph draws its masks from its own stream
-        with torch.no_grad():
-            yield
-        return
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    with torch.no_grad(), torch.random.fork_rng(devices):  # pyright: ignore[reportUnknownMemberType]
+    with torch.no_grad(), _stream_put_back():
         yield
 
 
