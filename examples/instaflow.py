@@ -8,7 +8,17 @@ captions such as "small red left" name, or "large", which leaves four of them op
 3. distillation: pairs of the second flow, and one jump trained to go from noise to endpoint; beside it, what comes of
    the same distillation from the first flow.
 
-Run it with `python examples/instaflow.py`; SECONDS on one core.
+Run it with `python examples/instaflow.py`; it takes under a minute of one core. Measured, seed 0: error is the distance
+of one step from the endpoint of the flow it stands for, root mean square per dimension; words, the share of samples
+next to a cluster that the caption allows; energy distance is that to the endpoints.
+
+    one step of                     error   words  energy distance
+    the guided flow                 1.257   0.916    0.0945
+    the flow after reflow           0.156   0.993    0.0019
+    its distillation                0.063   0.998    0.0001
+    a distillation without reflow   0.081   0.998    0.0001
+
+That distillation hardly needs reflow here is due to clusters so simple; in the paper it fails without.
 """
 
 import argparse
