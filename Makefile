@@ -32,6 +32,7 @@ mutate: .venv/.dev
 bench: bench-family
 	$(BIN)/python benchmarks/residuals.py
 	$(BIN)/python benchmarks/tolerance.py
+	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/cost.py
 
 # Every loss at equal seconds, and at equal images.

@@ -8,7 +8,18 @@ captions such as "small red left" name, or "large", which leaves four of them op
 3. distillation: pairs of the second flow, and one jump trained to go from noise to endpoint; beside it, what comes of
    the same distillation from the first flow.
 
-Run it with `python examples/instaflow.py`; SECONDS on one core.
+Run it with `python examples/instaflow.py`; it takes under a minute of one core. Measured, seed 0: error is the distance
+of one step from the endpoint of the flow it stands for, root mean square per dimension; words, the share of samples
+next to a cluster that the caption allows; energy distance is that to the endpoints.
+
+    one step of                     error   words  energy distance
+    the guided flow                 1.257   0.916    0.0945
+    the flow after reflow           0.156   0.993    0.0019
+    its distillation                0.063   0.998    0.0001
+    a distillation without reflow   0.081   0.998    0.0001
+
+Reflow brings one step most of the way, and distillation the rest. Clusters this simple could do without reflow; the
+paper reports that Stable Diffusion could not.
 """
 
 import argparse
@@ -81,7 +92,6 @@ def endpoints(flow, x0, tokens, steps=32):
     return sample(flow, x0, torch.linspace(0, 1, steps + 1), sampler=Heun(), cond=tokens)
 
 
-@torch.no_grad()
 def main():
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--steps", type=int, default=1500, help="of each training")
@@ -89,7 +99,12 @@ def main():
     options.add_argument("--guidance", type=float, default=2.0, help="of the first flow")
     options.add_argument("--test", type=int, default=4000, help="samples that are measured")
     given = options.parse_args()
-    folder = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline(given, Path(folder))
+
+
+@torch.no_grad()
+def pipeline(given, folder):
     torch.manual_seed(0)
 
     def store(flow, name, seed):
