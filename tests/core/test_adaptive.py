@@ -134,3 +134,5 @@ def test_what_never_agrees_ends_on_the_last_rung_and_says_so():
 def test_bad_tolerance():
     with pytest.raises(ValueError, match="tolerance must be > 0; got 0"):
         sample_to_tolerance(gaussian(), torch.zeros(2, 3), 0)
+    with pytest.raises(ValueError, match="at least two rungs, one to be compared with the other; got 1"):
+        sample_to_tolerance(gaussian(), torch.zeros(2, 3), [Rung(Jump(), 1)])

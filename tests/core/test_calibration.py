@@ -67,6 +67,22 @@ def test_the_share_holds_for_others(build, tolerance):
         assert result.evaluations.double().mean() < 0.8 * plain.evaluations.double().mean()
 
 
+def test_the_probe_is_all_batches_with_their_conditions():
+    """Only samples of condition 1 feel the wrong jumps; a probe that missed either batch would choose otherwise."""
+
+    class Some(FlowMap):
+        def mean_velocity(self, x, s, t, cond=None):
+            return (cond * (1 + t - s))[:, None].expand_as(x)
+
+    calm, wild = (torch.full((32,), c) for c in (0.0, 1.0))
+    x = starts(32, (2,), 2)
+    for batches in ([(x, calm), (x, wild)], [(x, wild), (x, calm)]):
+        rungs = calibrate(Some(), batches, 0.05)
+        result = sample_to_tolerance(Some(), x, rungs, cond=wild)
+        assert (errors(result, x + 1) <= 0.05).all()
+    assert [str(r) for r in calibrate(Some(), [(x, calm)], 0.05)] == ["Jump x 1", "Jump x 2"]
+
+
 def test_a_larger_share_costs_more():
     probe, x, spent = [(starts(256, (2,), 2), None)], starts(256, (2,), 1), []
     for share in (0.5, 0.9, 0.99):

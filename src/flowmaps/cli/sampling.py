@@ -49,10 +49,11 @@ def sample(
 
     flow = load(run, weights, device)
     if tolerance:
-        rungs = flow.calibrate(tolerance, share, label=label, guidance=guidance) if share else tolerance
-        if not isinstance(rungs, float):
-            print(f"calibrated: {', then '.join(map(str, rungs))}")
-        result = flow.sample_to_tolerance(n, rungs, seed=seed, label=label, guidance=guidance)
+        aim: Any = tolerance
+        if share:
+            aim = flow.calibrate(tolerance, share, label=label, guidance=guidance)
+            print(f"calibrated: {', then '.join(map(str, aim))}")
+        result = flow.sample_to_tolerance(n, aim, seed=seed, label=label, guidance=guidance)
         blocks, names = {f"within_{tolerance:g}": result.x.cpu()}, [f"within {tolerance:g}"]
         spent = result.evaluations.double()
         print(

@@ -59,7 +59,8 @@ def uncalibrated(tolerance: float) -> tuple[Rung, ...]:
     """Four jumps, then 2, 4, ... 32 Runge-Kutta steps of the velocity, until two differ by at most the tolerance.
 
     Jumps are not compared with each other: training makes them agree, and what they get wrong together cannot be seen
-    that way. The error estimate is the distance itself, which is the error of the worse of the two.
+    that way. The error estimate is the distance itself: about the error of the worse of the two, and more a bound than
+    a guess.
 
     Args:
         tolerance: root mean square per dimension, in units of the data.
@@ -85,11 +86,15 @@ def sample_to_tolerance(
         x: states at time 0 [B, *].
         tolerance: of a sample, in units of the data, for the rungs of `uncalibrated`; or rungs, as from `calibrate`.
         cond: condition, batch first.
+    Raises:
+        ValueError: if the tolerance is not positive, or there are fewer than two rungs.
     Cost: the sum over the rungs that a sample climbs, returned.
     Source: ours; comparing two solutions of different accuracy is classical, for example Hairer, Nørsett & Wanner,
         Solving ordinary differential equations I, 1993, Section II.4.
     """
     rungs = uncalibrated(tolerance) if isinstance(tolerance, (int, float)) else tolerance
+    if len(rungs) < 2:
+        raise ValueError(f"there must be at least two rungs, one to be compared with the other; got {len(rungs)}.")
     out, before, left = x.clone(), x, torch.arange(len(x), device=x.device)
     evaluations, error = torch.zeros_like(left), x.new_zeros(len(x))
     for i, rung in enumerate(rungs):
