@@ -32,14 +32,14 @@ Maps trained for {seconds:g} processor seconds, {n:,} samples. Errors are root m
 Runge-Kutta steps of the map's own velocity.
 
 Rules. plain: with nothing but the tolerance. calibrated: for a share of .95, on 256 other samples at 363 evaluations
-each; means over {probes} probes, and the least share. jumps: 1, 2, 4, ... 256 jumps until two ends differ by less than a
-quarter of the tolerance, which never asks the velocity.
+each; means over {probes} probes, and the least share. jumps: 1, 2, 4, ... 256 jumps until two ends differ by less than
+a quarter of the tolerance, which never asks the velocity.
 
 within: share of samples whose error is below the tolerance. estimate / error: median over samples. above: share of
 samples whose error is above the estimate. rank: rank correlation of estimate and error. The last three columns are the
-fewest evaluations per sample with which as large a share is within, found with hindsight: equal jumps of the map, jumps
-at searched times (up to 32), equal Runge-Kutta steps of its velocity (inf: more than were tried). They neither check nor
-estimate."""
+fewest evaluations per sample with which as large a share is within, found with hindsight: equal jumps of the map,
+jumps at searched times (up to 32), equal Runge-Kutta steps of its velocity (inf: more than were tried). They neither
+check nor estimate."""
 
 
 def trained(loss: str, data: str, seconds: float) -> tuple[FlowMap, tuple[int, ...]]:
