@@ -127,7 +127,7 @@ class Flow:
         self, tolerance: float, share: float = 0.95, *, label: int | None = None, guidance: float = 1.0,
         probe: int = 256, batch: int = 1024,
     ) -> tuple[Rung, ...]:  # fmt: skip
-        """Learn on a probe how a share of samples is brought within a tolerance; pays from about 5000 samples on.
+        """Learn on a probe how a share of samples is brought within a tolerance; pays for some thousands of samples.
 
         Args:
             tolerance: as in `sample_to_tolerance`.

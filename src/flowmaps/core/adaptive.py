@@ -59,8 +59,8 @@ def uncalibrated(tolerance: float) -> tuple[Rung, ...]:
     """Four jumps, then 2, 4, ... 32 Runge-Kutta steps of the velocity, until two differ by at most the tolerance.
 
     Jumps are not compared with each other: training makes them agree, and what they get wrong together cannot be seen
-    that way. The error estimate is the distance itself: about the error of the worse of the two, and more a bound than
-    a guess.
+    that way. They must agree with the first solution twice as well, for neither has shown yet what it is worth. The
+    error estimate is the distance, or twice it: about the error of the worse of the two, and more a bound than a guess.
 
     Args:
         tolerance: root mean square per dimension, in units of the data.
@@ -68,7 +68,8 @@ def uncalibrated(tolerance: float) -> tuple[Rung, ...]:
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be > 0; got {tolerance}.")
-    return Rung(Jump(), 4), *(Rung(RungeKutta4(), k, tolerance) for k in (2, 4, 8, 16, 32))
+    first = Rung(RungeKutta4(), 2, accept=tolerance / 2, scale=2)
+    return Rung(Jump(), 4), first, *(Rung(RungeKutta4(), k, tolerance) for k in (4, 8, 16, 32))
 
 
 @torch.no_grad()
