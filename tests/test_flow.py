@@ -1,13 +1,15 @@
 """What a user holds: sampling, mapping, labels, seeds, loading."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
 from truth import SHAPES, eight_gaussians, gaussian, stream
 
 import flowmaps
-from flowmaps.core.flow_map import EulerMap
+from flowmaps.build import build
+from flowmaps.core.flow_map import EulerMap, FlowMap
 from flowmaps.core.interpolant import Linear
 from flowmaps.couplings.independent import Independent
 from flowmaps.flow import Flow
@@ -124,9 +126,37 @@ def test_a_grid_is_searched_for_and_does_not_depend_on_what_is_drawn():
 
 
 def test_sampling_to_a_tolerance():
-    """The true map passes its first check, whatever the batch."""
+    """The true map passes its first check, whatever the batch; calibration finds that it needs no solver."""
     flow = flow_of()
-    result = flow.sample_to_tolerance(5, 1e-3, seed=3, batch=2)
-    assert (result.evaluations == 3).all()
-    assert torch.allclose(result.x, flow.sample(5, 1, seed=3), atol=1e-6)
+    result = flow.sample_to_tolerance(5, 0.1, seed=3, batch=2)
+    assert (result.evaluations == 12).all()
+    assert torch.allclose(result.x, flow.sample(5, 2, seed=3, sampler="runge_kutta4"))
     assert result.error.shape == (5,)
+    rungs = flow.calibrate(0.01, probe=40, batch=16)
+    calibrated = flow.sample_to_tolerance(5, rungs, seed=3, batch=2)
+    assert (calibrated.evaluations == 3).all()
+    assert torch.allclose(calibrated.x, flow.sample(5, 2, seed=3))
+
+
+def test_calibration_is_for_the_label_and_the_guidance_that_are_given():
+    class Turning(FlowMap):
+        """Label 1 swings, in Euler steps; all others stand still."""
+
+        def mean_velocity(self, x, s, t, cond=None):
+            rate = torch.where(cond == 1, 9.0, 0.0)
+            return (rate * torch.cos(rate * s))[:, None].expand_as(x)
+
+        def null_condition(self, batch):
+            return torch.full((batch,), 4)
+
+    flow = dataclasses.replace(labelled(), model=Turning())
+    assert (flow.sample_to_tolerance(3, flow.calibrate(0.01, label=0), label=0).evaluations == 3).all()
+    assert (flow.sample_to_tolerance(3, flow.calibrate(0.01, label=1), label=1).evaluations > 10).all()
+    for guidance, calls in ((1.0, 12), (2.0, 24)):
+        result = flow.sample_to_tolerance(3, 0.01, label=0, guidance=guidance)
+        assert (result.evaluations == calls).all(), "guidance asks the network twice"
+    twice = flow.calibrate(0.01, label=1, guidance=2.0)
+    end, _ = twice[-1].climb(
+        build("guidance", {"name": "cfg", "scale": 2.0}, model=Turning()), torch.zeros(1, 2), torch.ones(1)
+    )
+    assert (end - 2 * math.sin(9.0)).abs().max() < 0.01

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .build import build, find
-from .core.adaptive import Adapted, sample_to_tolerance
+from .core.adaptive import Adapted, Rung, sample_to_tolerance
+from .core.calibration import calibrate
 from .core.checks import check_choice
 from .core.flow_map import EulerMap, FlowMap
 from .core.grid import TimeGrid
@@ -22,9 +23,12 @@ from .core.types import Coupling, Sampler, Space
 from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
 from .engine.lora import merged
+from .guidance.cfg import CFG
 from .nets._embedding import Condition
 
 __all__ = ["Flow", "load"]
+
+PROBE = 1 << 40  # index of the first sample to try things on: nobody samples there
 
 
 @dataclass(frozen=True)
@@ -102,25 +106,45 @@ class Flow:
 
     @torch.no_grad()
     def sample_to_tolerance(
-        self, n: int, tolerance: float, *, seed: int = 0, label: int | Sequence[int] | None = None,
+        self, n: int, tolerance: float | Sequence[Rung], *, seed: int = 0, label: int | Sequence[int] | None = None,
         guidance: float = 1.0, first: int = 0, batch: int = 1024,
     ) -> Adapted:  # fmt: skip
-        """Draw samples in as few jumps as each of them needs; see core.adaptive for the check.
+        """Draw samples with as few evaluations as each of them needs; see core.adaptive for the check.
 
         Args:
             n: number of samples.
-            tolerance: distance from the many-step solution that is aimed at, root mean square per dimension.
+            tolerance: distance from the many-step solution that is aimed at, root mean square per dimension in the
+                space of the flow; or what `calibrate` returned for one, which is cheaper.
             seed, label, guidance, first, batch: as in `sample`.
         Returns:
             x: data [n, *]; evaluations: of the network, per sample [n]; error: estimated, per sample [n].
         """
         model = self.guided(guidance)
+        calls = 2 if isinstance(model, CFG) else 1
         results = [
             sample_to_tolerance(model, x0, tolerance, cond=cond)
             for x0, cond, _ in self._starts(n, label, seed, first, batch)
         ]
         x = torch.cat([self.space.decode(self.space.constrain(r.x)) for r in results])
-        return Adapted(x, torch.cat([r.evaluations for r in results]), torch.cat([r.error for r in results]))
+        return Adapted(x, calls * torch.cat([r.evaluations for r in results]), torch.cat([r.error for r in results]))
+
+    def calibrate(
+        self, tolerance: float, share: float = 0.95, *, label: int | None = None, guidance: float = 1.0,
+        probe: int = 256, batch: int = 1024,
+    ) -> tuple[Rung, ...]:  # fmt: skip
+        """Learn on a probe how a share of samples is brought within a tolerance; pays for some thousands of samples.
+
+        Args:
+            tolerance: as in `sample_to_tolerance`.
+            share: of the samples that shall be within the tolerance.
+            label, guidance, batch: as in `sample`, and as the samples will have them.
+            probe: number of samples to try on; nobody draws the same.
+        Returns:
+            What `sample_to_tolerance` takes as its tolerance.
+        Cost: 363 evaluations per sample of the probe.
+        """
+        starts = self._starts(probe, label, 0, PROBE, batch)
+        return calibrate(self.guided(guidance), ((x0, cond) for x0, cond, _ in starts), tolerance, share=share)
 
     def times(
         self, steps: int | Sequence[float], grid: str | Mapping[str, Any] | TimeGrid | None = None,
@@ -131,7 +155,7 @@ class Flow:
             return _grid(steps)
         context = {} if sampler is None else {"sampler": sampler}
         chosen = build("time_grids", grid, **context) if isinstance(grid, (str, Mapping)) else grid
-        x0, cond, _ = next(self._starts(256, None, 0, 1 << 40, 256))  # nobody samples there
+        x0, cond, _ = next(self._starts(256, None, 0, PROBE, 256))
         return chosen(len(_grid(steps)) - 1, self.model, x0, cond)
 
     def guided(self, scale: float) -> FlowMap:

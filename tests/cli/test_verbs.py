@@ -103,6 +103,18 @@ def test_python_loads_the_run(run):
         flowmaps.load(run[0], weights="best")
 
 
+def test_sample_to_a_tolerance(run, tmp_path):
+    picture, raw = ["--out", tmp_path / "g.png"], ["--raw", tmp_path / "x.npz"]
+    text = flow("sample", run[0], "--tolerance", 0.3, "--n", 5, "--label", 3, *picture, *raw)
+    assert "evaluations per sample: mean" in text
+    held = flowmaps.load(run[0])
+    assert np.array_equal(np.load(raw[1])["within_0.3"], held.sample_to_tolerance(5, 0.3, label=3).x.numpy())
+    text = flow("sample", run[0], "--tolerance", 0.3, "--share", 0.8, "--n", 5, "--label", 3, *picture, *raw)
+    rungs = held.calibrate(0.3, 0.8, label=3)
+    assert f"calibrated: {rungs[0]}, then {rungs[1]}" in text
+    assert np.array_equal(np.load(raw[1])["within_0.3"], held.sample_to_tolerance(5, rungs, label=3).x.numpy())
+
+
 def test_sample(run, tmp_path):
     text = flow(
         "sample",
@@ -268,6 +280,7 @@ def test_doctor_finds_what_is_wrong(run, tmp_path):
         (["distill", "/none"], "RECIPE must be given after TEACHER"),
         (["sample", "/none"], "/none must be a run folder"),
         (["sample", "/none", "--steps", "1,x"], "--steps must be whole numbers from 1"),
+        (["sample", "/none", "--steps", "1", "--share", "0.9"], "--share must come with a --tolerance; got 0.9 alone"),
         (["sample", "/none", "--out", "x.jpg"], "must be a .png file in an existing folder"),
         (["train", "--resume", "/none"], "/none must be a run folder"),
         (["list", "loses"], "there is no kind 'loses'. Did you mean 'losses'?"),

@@ -24,7 +24,10 @@ def sample(
     raw: Annotated[Path | None, typer.Option(help="Also save the arrays, .npz.")] = None,
     sampler: SamplerName = "jump",
     grid: Annotated[str, typer.Option(help="How times are chosen; `flowmaps list time_grids`.")] = "uniform",
-    tolerance: Annotated[float, typer.Option(help="Instead of steps: jumps as long as each sample allows.")] = 0.0,
+    tolerance: Annotated[float, typer.Option(help="Instead of steps: as few as each sample needs.")] = 0.0,
+    share: Annotated[
+        float, typer.Option(help="Of samples within --tolerance: calibrates first, for many samples.")
+    ] = 0.0,
     guidance: Guidance = 1.0,
     weights: Weights = "ema",
     device: Device = "cpu",
@@ -33,6 +36,8 @@ def sample(
     numbers = step_numbers(steps)
     if tolerance < 0:
         raise ValueError(f"--tolerance must be positive, or 0 to take --steps; got {tolerance}.")
+    if share and not tolerance:
+        raise ValueError(f"--share must come with a --tolerance; got {share} alone.")
     _writable(out, ".png")
     if raw is not None:
         _writable(raw, ".npz")
@@ -44,7 +49,11 @@ def sample(
 
     flow = load(run, weights, device)
     if tolerance:
-        result = flow.sample_to_tolerance(n, tolerance, seed=seed, label=label, guidance=guidance)
+        aim: Any = tolerance
+        if share:
+            aim = flow.calibrate(tolerance, share, label=label, guidance=guidance)
+            print(f"calibrated: {', then '.join(map(str, aim))}")
+        result = flow.sample_to_tolerance(n, aim, seed=seed, label=label, guidance=guidance)
         blocks, names = {f"within_{tolerance:g}": result.x.cpu()}, [f"within {tolerance:g}"]
         spent = result.evaluations.double()
         print(

@@ -133,6 +133,25 @@ class Integrated(FlowMap):
         return self.model.null_condition(batch)
 
 
+class Counted(FlowMap):
+    """The same map, counting its calls.
+
+    Args:
+        model: the flow map.
+    """
+
+    def __init__(self, model: FlowMap) -> None:
+        super().__init__()
+        self.model, self.calls = model, 0
+
+    def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        self.calls += 1
+        return self.model.mean_velocity(x, s, t, cond)
+
+    def null_condition(self, batch: int) -> Any:
+        return self.model.null_condition(batch)
+
+
 class TrigFlow(FlowMap):
     """The parametrisation of continuous-time consistency models on the trigonometric path.
 

@@ -5,26 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.flow_map import FlowMap
+from ..core.flow_map import Counted, FlowMap
 from ..core.sampling import sample
 from ..core.types import Sampler
 
 __all__ = ["function_evaluations"]
-
-
-class _Counted(FlowMap):
-    """The same map, counting its calls."""
-
-    def __init__(self, model: FlowMap) -> None:
-        super().__init__()
-        self.model, self.calls = model, 0
-
-    def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        self.calls += 1
-        return self.model.mean_velocity(x, s, t, cond)
-
-    def null_condition(self, batch: int) -> Any:
-        return self.model.null_condition(batch)
 
 
 @torch.no_grad()
@@ -38,6 +23,6 @@ def function_evaluations(model: FlowMap, sampler: Sampler, steps: int, x: Tensor
         x: a state to start from [B, *]; one sample is enough.
         cond: condition, batch first.
     """
-    counted = _Counted(model)
+    counted = Counted(model)
     sample(counted, x, torch.linspace(0, 1, steps + 1), sampler=sampler, cond=cond)
     return counted.calls
