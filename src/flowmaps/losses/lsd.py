@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.calculus import JVP, Exact, d_dt, stop_gradient
+from ..core.calculus import JVP, Exact, d_dt, stop_gradient, stopped_derivative
 from ..core.checks import check_choice, check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
 from ..core.report import report
-from ..core.shapes import square_error
+from ..core.shapes import expand_time, square_error
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
 from ..core.weighting import Unweighted
@@ -72,10 +72,11 @@ class LSD:
                 target = model.velocity(y, t, off.cond)
             error = square_error(dy, target)
         else:
+            mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, off.cond)  # noqa: E731
+            u, du = stopped_derivative(mean_velocity, x, s, t, dt=1.0, jvp=self.jvp)
             with stop_gradient():
-                y, dy = d_dt(model, x, s, t, off.cond, self.jvp)
-                residual = dy - model.velocity(y, t, off.cond)
-            u = model.mean_velocity(x, s, t, off.cond)
-            error = square_error(u, u.detach() - residual)
+                span = expand_time(t - s, x)
+                target = model.velocity(x + span * u, t, off.cond) - span * du
+            error = square_error(u, target)
         report("lagrangian", error)
         return self.weighting(error, s, t)
