@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from truth import SHAPES, draws, gaussian, stream
 
 from flowmaps.core.calculus import (
@@ -14,6 +15,7 @@ from flowmaps.core.calculus import (
     divided_difference,
     hutchinson,
     stop_gradient,
+    stopped_derivative,
 )
 
 
@@ -71,6 +73,9 @@ def test_exact_derivative_passes_fused_attention(causal, mask):
         nn.InstanceNorm1d(4, affine=True),
         nn.RMSNorm(6),
         nn.GLU(),
+        nn.Linear(6, 6),
+        nn.Conv1d(4, 4, 3, padding=1),
+        nn.Conv2d(4, 4, 3, stride=2, bias=False),
         nn.MultiheadAttention(6, 2, batch_first=True).eval(),
         nn.TransformerEncoderLayer(6, 2, 8, batch_first=True).eval(),
     ],
@@ -81,7 +86,8 @@ def test_exact_derivative_passes_layers_we_do_not_own(layer):
     layer = layer.double()
     for p in layer.parameters():
         nn.init.normal_(p)
-    tokens = isinstance(layer, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.InstanceNorm1d))
+    stacked = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.InstanceNorm1d, nn.Conv1d, nn.Conv2d)
+    tokens = isinstance(layer, stacked)
     x, d = torch.randn(2, 4, *((4, 6) if tokens else (6,)), generator=stream())
     call = (lambda x: layer(x, x, x, need_weights=False)[0]) if isinstance(layer, nn.MultiheadAttention) else layer
     value, exact = Exact()(call, (x,), (d,))
@@ -94,6 +100,26 @@ def test_exact_derivative_passes_layers_we_do_not_own(layer):
         for jvp in (Exact(), Central(1e-4))
     ]
     assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-5
+
+
+def test_exact_derivative_in_the_weights_of_a_layer():
+    x, dx, w, dw = torch.randn(4, 3, 3, generator=stream())
+    found = Exact()(F.linear, (x, w), (dx, dw))[1]
+    assert (found - dx @ w.T - x @ dw.T).abs().max() < 1e-12
+
+
+def flops(f):
+    with FlopCounterMode(display=False) as counter:
+        f()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 6), nn.Conv2d(6, 6, 3)], ids=lambda m: type(m).__name__)
+def test_exact_derivative_costs_two_evaluations(layer):
+    """Not three: the weights have no tangent to be multiplied with."""
+    net = nn.Sequential(layer.double(), nn.Tanh(), layer, nn.Tanh())
+    x, d = torch.randn(2, 4, 6, 6, 6, generator=stream())
+    assert flops(lambda: Exact()(net, (x,), (d,))) == 2 * flops(lambda: net(x))
 
 
 def test_differentiable_forms_are_only_used_inside_a_derivative():
@@ -144,6 +170,44 @@ def test_derivative_along_each_argument():
         ({"dt": 2.0}, 2 * x**2 * (3 * s * t**2)[:, None]),
     ):
         assert (derivative_along(f, x, s, t, **options)[1] - want).abs().max() < 1e-12
+
+
+def beside(layer):
+    """A loss of the value and of the stopped derivative of layer(x (s + t)) along (dx, ds = 1)."""
+
+    def parts(x, s, t, dx):
+        return stopped_derivative(lambda x, s, t: layer(x * (s + t)[:, None]), x, s, t, dx=dx, ds=1.0)
+
+    return parts, lambda *at: sum(parts(*at)).square().sum()
+
+
+def test_stopped_derivative_has_the_gradient_of_the_value_alone():
+    layer = nn.Linear(3, 3, bias=False).double()
+    (x, s, _, t), (dx, *_) = draws(6, (3,)), draws(6, (3,), 1)
+    parts, loss = beside(layer)
+    value, slope = parts(x, s, t, dx)
+    still, moved = x * (s + t)[:, None], dx * (s + t)[:, None] + x
+    assert (value - layer(still)).abs().max() < 1e-12
+    assert (slope - layer(moved)).abs().max() < 1e-12
+    assert value.requires_grad
+    assert not slope.requires_grad
+    (found,) = torch.autograd.grad(loss(x, s, t, dx), layer.weight)
+    assert (found - 2 * (value + slope).T @ still).abs().max() < 1e-12
+
+
+def test_stopped_derivative_shares_the_evaluation_under_the_compiler():
+    layer = nn.Linear(3, 3, bias=False).double()
+    (x, s, _, t), (dx, *_) = draws(6, (3,)), draws(6, (3,), 1)
+    loss = beside(layer)[1]
+    quick = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    (found,), (want,) = (torch.autograd.grad(f(x, s, t, dx), layer.weight) for f in (quick, loss))
+    assert (found - want).abs().max() < 1e-12
+    products = []
+    for f in (quick, loss):
+        with torch.profiler.profile() as profile:
+            f(x, s, t, dx).backward()
+        products.append(sum(event.name == "aten::mm" for event in profile.events()))
+    assert products == [3, 4], "value, tangent and gradient of the weights; run eagerly the value is there twice"
 
 
 def test_stop_gradient_shares_dropout_and_keeps_no_graph():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from .flow_map import FlowMap
@@ -59,7 +60,9 @@ def _layer_norm(
 def _group_norm(
     input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
-    y = _normalised(input.reshape(len(input), num_groups, -1), (2,), eps).reshape(input.shape)
+    # Channels and places stay apart: as one dimension they cost the compiler its vectors where channels come last.
+    x = input.reshape(len(input), num_groups, -1, *input.shape[2:])
+    y = _normalised(x, tuple(range(2, x.ndim)), eps).reshape(input.shape)
     return _scaled(y, weight, bias, (1, -1, *[1] * (input.ndim - 2))).to(input.dtype)
 
 
@@ -97,7 +100,25 @@ def _multi_head_attention(*args: Any, **options: Any) -> tuple[Tensor, Tensor | 
     return output, weights if wanted else None
 
 
+def _affine(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The layer on value and tangent of its input apart: torch's own rule adds a product with the weight's, zero."""
+
+    def apply(input: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any, **named: Any) -> Tensor:
+        x, dx = forward_ad.unpack_dual(input)
+        still = all(z is None or forward_ad.unpack_dual(z).tangent is None for z in (weight, bias))
+        if dx is None or not still:
+            return layer(input, weight, bias, *options, **named)
+        y, dy = (layer(z, weight, b, *options, **named) for z, b in ((x, bias), (dx, None)))
+        return forward_ad.make_dual(y, dy)
+
+    return apply
+
+
 _DIFFERENTIABLE: dict[Any, Any] = {
+    F.linear: _affine(F.linear),
+    F.conv1d: _affine(F.conv1d),
+    F.conv2d: _affine(F.conv2d),
+    F.conv3d: _affine(F.conv3d),
     F.scaled_dot_product_attention: _attention,
     F.multi_head_attention_forward: _multi_head_attention,
     F.layer_norm: _layer_norm,
@@ -230,6 +251,26 @@ def derivative_along(
     # All three take part, with zero tangents written out: symbolic zeros are what the compiler cannot store.
     still = dx if isinstance(dx, Tensor) else torch.zeros_like(x)
     return jvp(f, (x, s, t), (still, torch.full_like(s, ds), torch.full_like(t, dt)))
+
+
+def stopped_derivative(
+    f: Function, x: Tensor, s: Tensor, t: Tensor, *, dx: Tensor | float = 0.0, ds: float = 0.0, dt: float = 0.0,
+    jvp: JVP = Exact(),
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """f(x, s, t), with gradient, and its derivative along (dx, ds, dt), without: [B, *] each.
+
+    Arguments as in `derivative_along`.
+
+    Cost: 1 evaluation with gradient and 1 derivative without; under the compiler these share the evaluation.
+    """
+    # Run eagerly, a derivative beside the prediction would keep a graph of its own; the compiler leaves out what the
+    # gradient does not need. Under mixed precision the two differ, because the derivative is taken in full.
+    if torch.compiler.is_compiling() and not torch.is_autocast_enabled(x.device.type):
+        value, derivative = derivative_along(f, x, s, t, dx=dx, ds=ds, dt=dt, jvp=jvp)
+        return value, derivative.detach()
+    with stop_gradient():
+        _, derivative = derivative_along(f, x, s, t, dx=dx, ds=ds, dt=dt, jvp=jvp)
+    return f(x, s, t), derivative
 
 
 def _bound(model: FlowMap, cond: Any) -> Function:

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.calculus import JVP, Exact, d_dt, stop_gradient
+from ..core.calculus import JVP, Exact, stop_gradient, stopped_derivative
 from ..core.checks import check_choice, check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
 from ..core.regression import Normalised, Stabiliser, ramp
 from ..core.report import report
-from ..core.shapes import square_error
+from ..core.shapes import expand_time, square_error
 from ..core.times import PairLaw, UniformPair
 from ..core.types import Pair, Weighting
 from ..core.velocity import VelocitySource, told
 from ..core.weighting import Unweighted
-from .mean_flow import eulerian_target
+from .mean_flow import eulerian
 
 __all__ = ["AlignYourFlow"]
 
@@ -73,14 +73,14 @@ class AlignYourFlow:
         if self.residual == "eulerian":
             rate = self.most * ramp(step, self.warmup)
             b = self._guide(model, pair, x, w, s)
-            target = eulerian_target(model, x, b, s, t, pair.cond, self.jvp, self.stabiliser, rate)
-            u = model.mean_velocity(x, s, t, pair.cond)
+            u, target = eulerian(model, x, b, s, t, pair.cond, self.jvp, self.stabiliser, rate)
         else:
+            mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, pair.cond)  # noqa: E731
+            u, du = stopped_derivative(mean_velocity, x, s, t, dt=1.0, jvp=self.jvp)
             with stop_gradient():
-                y, dy = d_dt(model, x, s, t, pair.cond, self.jvp)
-                g = self.stabiliser(self._guide(model, pair, y, w, t) - dy)
-            u = model.mean_velocity(x, s, t, pair.cond)
-            target = u.detach() + g
+                span = expand_time(t - s, x)
+                b = self._guide(model, pair, x + span * u, w, t)
+                target = u + self.stabiliser(b - u - span * du)
         error = square_error(u, target)
         report(self.residual, error)
         return self.weighting(error, s, t)

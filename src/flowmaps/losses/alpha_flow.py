@@ -19,7 +19,7 @@ from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .flow_matching import flow_matching
-from .mean_flow import eulerian_target
+from .mean_flow import eulerian
 
 __all__ = ["AlphaFlow"]
 
@@ -102,11 +102,12 @@ class AlphaFlow:
         w = self.velocity(model, off, x, w, s)
         a = self.ratio(step)
         if a == 0:
-            target = eulerian_target(model, x, w, s, t, off.cond, self.jvp)
+            u, target = eulerian(model, x, w, s, t, off.cond, self.jvp)
         else:
             target = stepped_target(model, x, w, s, t, off.cond, a)
             target = target.clamp(-self.limit, self.limit) if self.limit else target
-        error = square_error(model.mean_velocity(x, s, t, off.cond), target)
+            u = model.mean_velocity(x, s, t, off.cond)
+        error = square_error(u, target)
         report("alpha_flow", error)
         if a == 0:
             return self.weighting(error, s, t)

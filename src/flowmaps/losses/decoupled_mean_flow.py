@@ -15,7 +15,7 @@ from ..core.types import Pair, Weighting
 from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
 from .flow_matching import flow_matching
-from .mean_flow import eulerian_target
+from .mean_flow import eulerian
 
 __all__ = ["DecoupledMeanFlow"]
 
@@ -57,7 +57,6 @@ class DecoupledMeanFlow:
         s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, w = self.interpolant.draw(pair, s, generator)
         w = self.velocity(model, pair, x, w, s)
-        target = eulerian_target(model, x, w, s, t, pair.cond, self.jvp)
-        error = square_error(model.mean_velocity(x, s, t, pair.cond), target)
+        error = square_error(*eulerian(model, x, w, s, t, pair.cond, self.jvp))
         report("mean_flow", error)
         return (on + self.weighting(error, s, t)) / 2

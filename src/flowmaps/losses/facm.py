@@ -17,7 +17,7 @@ from ..core.times import TimeLaw, Uniform
 from ..core.types import Pair, Weighting
 from ..core.velocity import Conditional, VelocitySource, told
 from ..core.weighting import Unweighted
-from .mean_flow import eulerian_target
+from .mean_flow import eulerian
 
 __all__ = ["FACM"]
 
@@ -68,10 +68,8 @@ class FACM:
         x, w = self.interpolant.draw(pair, s, generator)
         w = self.velocity(model, pair, x, w, s)
         fade = expand_time(1 - s**self.power, x)
-        target = eulerian_target(
-            model, x, w, s, one, pair.cond, self.jvp, lambda g: fade.to(g.dtype) * self.stabiliser(g)
-        )
-        jump = square_error(model.mean_velocity(x, s, one, pair.cond), target)
+        u, target = eulerian(model, x, w, s, one, pair.cond, self.jvp, lambda g: fade.to(g.dtype) * self.stabiliser(g))
+        jump = square_error(u, target)
         anchor = self.distance(model.velocity(x, s, pair.cond), w)
         report("jump", jump)
         report("flow_matching", anchor)

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.calculus import JVP, Exact, d_dt, stop_gradient
+from ..core.calculus import JVP, Exact, stop_gradient, stopped_derivative
 from ..core.checks import check_share
 from ..core.critic import OnlineVelocity
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, normal
 from ..core.report import report
-from ..core.shapes import square_error
+from ..core.shapes import expand_time, square_error
 from ..core.times import TimeLaw, Uniform
 from ..core.types import Pair, Weighting
 from ..core.weighting import Unweighted
@@ -77,10 +77,11 @@ class FreeFlow:
     def _predict(self, model: FlowMap, pair: Pair, generator: Random) -> tuple[Tensor, Tensor]:
         x, t = self.interpolant.start(pair.x0), self.times(len(pair), pair.x0, generator)
         s = torch.zeros_like(t)
+        mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, pair.cond)  # noqa: E731
+        u, du = stopped_derivative(mean_velocity, x, s, t, dt=1.0, jvp=self.jvp)
         with stop_gradient():
-            y, dy = d_dt(model, x, s, t, pair.cond, self.jvp)
-            residual = dy - self.teacher.velocity(y, t, pair.cond)
-        u = model.mean_velocity(x, s, t, pair.cond)
+            span = expand_time(t, x)
+            residual = u + span * du - self.teacher.velocity(x + span * u, t, pair.cond)
         error = square_error(u, u.detach() - residual)
         report("prediction", error)
         return self.weighting(error, s, t), _length(residual)

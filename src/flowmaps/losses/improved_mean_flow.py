@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.calculus import JVP, Exact, stop_gradient
+from ..core.calculus import JVP, Exact, stop_gradient, stopped_derivative
 from ..core.checks import check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
@@ -18,7 +18,6 @@ from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting, same_condition
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
-from .mean_flow import eulerian_target
 
 __all__ = ["ImprovedMeanFlow"]
 
@@ -87,33 +86,33 @@ class ImprovedMeanFlow:
             holds = (cond["low"] <= s) & (s <= cond["high"])
             scale = torch.where(holds, cond["guidance"], 1.0)
             with stop_gradient():
-                v = self._both(model, x, s, s, _always(cond | {"guidance": scale}))[1]
-                free = self._both(model, x, s, s, _always({"label": null, "guidance": torch.ones_like(scale)}))[1]
+                v = self._heads(model, x, s, s, _always(cond | {"guidance": scale}))[:, -1]
+                free = self._heads(model, x, s, s, _always({"label": null, "guidance": torch.ones_like(scale)}))[:, -1]
             kept = torch.where(same_condition(cond["label"], null), 0.0, 1 - 1 / scale)
             w = w + expand_time(kept, x) * (v - free)
-        target = w
-        if step is not None:
+        if step is None:
+            heads, target = self._heads(model, x, s, t, cond), w
+        else:
             if v is None:
                 with stop_gradient():
-                    v = self._both(model, x, s, s, cond)[1]
-            target = eulerian_target(model, x, w, s, t, cond, self.jvp, tangent=v)
-        u, head = self._both(model, x, s, t, cond)
-        error = square_error(u, target)
+                    v = self._heads(model, x, s, s, cond)[:, -1]
+            along = lambda x, s, t: self._heads(model, x, s, t, cond)  # noqa: E731
+            heads, slopes = stopped_derivative(along, x, s, t, dx=v, ds=1.0, jvp=self.jvp)
+            target = w + expand_time(t - s, x) * slopes[:, 0]
+        error = square_error(heads[:, 0], target)
         report("flow_matching" if step is None else "improved_mean_flow", error)
         loss = self.weighting(error, s, t)
-        if head is not u:
-            error = square_error(head, w)
+        if heads.shape[1] == 2:
+            error = square_error(heads[:, 1], w)
             report("head", error)
             loss = loss + self.weighting(error, s, t)
         return loss
 
-    def _both(self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
-        """Mean velocity and velocity head; for a map with one head twice the same."""
+    def _heads(self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, cond: Any) -> Tensor:
+        """Mean velocity and, for a map with two heads, velocity: [B, heads, *]."""
         heads = getattr(model, "heads", None)
-        if heads is not None:
-            return heads(x, s, t, cond)
-        u = model.mean_velocity(x, s, t, cond)
-        return u, u
+        both = (model.mean_velocity(x, s, t, cond),) if heads is None else heads(x, s, t, cond)
+        return torch.stack(both, 1)
 
     def _draw_guidance(self, pair: Pair, x: Tensor, always: bool, generator: Random) -> dict[str, Tensor]:
         draws = uniform((len(pair), 3), x, generator)

@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.calculus import JVP, Exact, d_dt, stop_gradient
+from ..core.calculus import JVP, Exact, d_dt, stop_gradient, stopped_derivative
 from ..core.checks import check_choice, check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
 from ..core.regression import Distance, Square
 from ..core.report import report
+from ..core.shapes import expand_time
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
 from ..core.velocity import Conditional, VelocitySource, told
@@ -87,11 +88,12 @@ class LSD:
                 target = self._followed(model, y, t, off.cond)
             error = self.distance(dy, target)
         else:
+            mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, off.cond)  # noqa: E731
+            u, du = stopped_derivative(mean_velocity, x, s, t, dt=1.0, jvp=self.jvp)
             with stop_gradient():
-                y, dy = d_dt(model, x, s, t, off.cond, self.jvp)
-                residual = dy - self._followed(model, y, t, off.cond)
-            u = model.mean_velocity(x, s, t, off.cond)
-            error = self.distance(u, u.detach() - residual)
+                span = expand_time(t - s, x)
+                target = self._followed(model, x + span * u, t, off.cond) - span * du
+            error = self.distance(u, target)
         report("lagrangian", error)
         return self.weighting(error, s, t)
 
@@ -101,7 +103,5 @@ class LSD:
             return b
         datum = p.data_from_velocity(b, y, t)
         late = t.clamp_max(0.95)  # the pull, a distance over the time that is left, stays bounded
-        pull = p.velocity_from_data(datum.clamp(-self.bound, self.bound), y, late) - p.velocity_from_data(
-            datum, y, late
-        )
-        return b + pull
+        held = datum.clamp(-self.bound, self.bound)
+        return b + p.velocity_from_data(held, y, late) - p.velocity_from_data(datum, y, late)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.calculus import JVP, Exact, derivative_along, stop_gradient
+from ..core.calculus import JVP, Exact, stop_gradient, stopped_derivative
 from ..core.checks import check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
@@ -86,21 +86,21 @@ class MeanFlow:
         s, t = self.times(len(off), off.x0, generator, step=step)
         x, w = self.interpolant.draw(off, s, generator)
         w = self.velocity(model, off, x, w, s)
-        target = eulerian_target(model, x, w, s, t, off.cond, self.jvp, self.stabiliser, ramp(step, self.warmup))
-        error = self.distance(model.mean_velocity(x, s, t, off.cond), target)
+        error = self.distance(
+            *eulerian(model, x, w, s, t, off.cond, self.jvp, self.stabiliser, ramp(step, self.warmup))
+        )
         report("mean_flow", error)
         return self.weighting(error, s, t)
 
 
-def eulerian_target(
+def eulerian(
     model: FlowMap, x: Tensor, w: Tensor, s: Tensor, t: Tensor, cond: Any, jvp: JVP,
-    stabiliser: Stabiliser = Unchanged(), rate: float = 1.0, tangent: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """What the Eulerian identity makes of a velocity w at x: u + stabiliser(w + rate (t - s) du - u), stopped, [B, *].
+    stabiliser: Stabiliser = Unchanged(), rate: float = 1.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The mean velocity u at x, and its target, what the Eulerian identity makes of a velocity w there: [B, *] each.
 
-    The derivative du is taken along the tangent, by default w too.
+    The target is u + stabiliser(w + rate (t - s) (d_s u + grad u w) - u), stopped.
     """
+    u, du = stopped_derivative(lambda x, s, t: model.mean_velocity(x, s, t, cond), x, s, t, dx=w, ds=1.0, jvp=jvp)
     with stop_gradient():
-        mean_velocity = lambda x, s, t: model.mean_velocity(x, s, t, cond)  # noqa: E731
-        u, du = derivative_along(mean_velocity, x, s, t, dx=w if tangent is None else tangent, ds=1.0, jvp=jvp)
-        return u + stabiliser(w + rate * expand_time(t - s, x) * du - u)
+        return u, u + stabiliser(w + rate * expand_time(t - s, x) * du - u)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.calculus import JVP, Exact, derivative_along, stop_gradient
+from ..core.calculus import JVP, Exact, stop_gradient, stopped_derivative
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.noise import LogNormalAngle
@@ -86,10 +86,10 @@ class SCM:
         rate = (a_dot * b - a * b_dot) / n**2  # of the angle
         y = x / n
         dy = (w / n - (a * a_dot + b * b_dot) / n**2 * y) / rate
+        g, dg = stopped_derivative(field, x, s, one, dx=w, ds=1.0, jvp=self.jvp)
         with stop_gradient():
-            g, dg = derivative_along(field, x, s, one, dx=w, ds=1.0, jvp=self.jvp)
             tangent = b / n * (b / n * (-dy - g) + ramp(step, self.warmup) * a / n * (y - dg / rate))
             target = g + self.stabiliser(tangent)
-        error = square_error(field(x, s, one), target) * (b / a.clamp_min(1e-6)).clamp_max(1e3).reshape(-1)
+        error = square_error(g, target) * (b / a.clamp_min(1e-6)).clamp_max(1e3).reshape(-1)
         report("consistency", error)
         return self.weighting(error, s, one)
