@@ -51,6 +51,8 @@ def step_for(name):
     if name == "distribution_matching":  # which has no errors to weight, and two networks that learn beside the map
         velocity = {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}}
         table = {"name": name, "critic": {"name": name, "critic": velocity}}
+    if name == "balanced":
+        table = {"name": name}  # around a loss, whose errors it weights
     if name == "divergence_distillation":
         model = DivergenceHead(MLP((3,), width=16, depth=2, outputs=2))
     loss = build("losses", table, teacher=teacher, shape=(3,), classes=0)
