@@ -100,16 +100,19 @@ def _multi_head_attention(*args: Any, **options: Any) -> tuple[Tensor, Tensor | 
     return output, weights if wanted else None
 
 
+_dual: Any = forward_ad  # half typed
+
+
 def _affine(layer: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The layer on value and tangent of its input apart: torch's own rule adds a product with the weight's, zero."""
 
     def apply(input: Tensor, weight: Tensor, bias: Tensor | None = None, *options: Any, **named: Any) -> Tensor:
-        x, dx = forward_ad.unpack_dual(input)
-        still = all(z is None or forward_ad.unpack_dual(z).tangent is None for z in (weight, bias))
+        x, dx = _dual.unpack_dual(input)
+        still = all(z is None or _dual.unpack_dual(z).tangent is None for z in (weight, bias))
         if dx is None or not still:
             return layer(input, weight, bias, *options, **named)
         y, dy = (layer(z, weight, b, *options, **named) for z, b in ((x, bias), (dx, None)))
-        return forward_ad.make_dual(y, dy)
+        return _dual.make_dual(y, dy)
 
     return apply
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -57,7 +58,8 @@ class LoRA:
                     f"lora.open must name weights; {start!r} begins no name. There are {', '.join(weights)}."
                 )
         chosen = [name for name in linear if not self.layers or name.endswith(self.layers)]
-        inject_adapter_in_model(LoraConfig(r=self.rank, lora_alpha=self.rank * self.scale, target_modules=chosen), net)
+        alpha: Any = self.rank * self.scale  # declared whole by peft, which only divides it by the rank
+        inject_adapter_in_model(LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=chosen), net)
         for name, weight in weights.items():  # by their names from before; peft keeps the weights and moves them
             weight.requires_grad_(name.startswith(self.open))
         return [name for name, weight in net.named_parameters() if weight.requires_grad]
