@@ -33,7 +33,9 @@ bench: bench-family
 	$(BIN)/python benchmarks/residuals.py
 	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/likelihood.py
+	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/checkerboard.py
 
 # Every loss at equal seconds, and at equal images.
 bench-family: .venv/.core
