@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .random import Random
-from .shapes import expand_time, fill_time
+from .shapes import expand_time
 from .types import Sampler
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Euler:
         generator: Random = None,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """One step of order 1."""
-        return x + expand_time(t - s, x) * model.velocity(x, s, cond), None
+        return torch.addcmul(x, expand_time(t - s, x), model.velocity(x, s, cond)), None
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,9 @@ def sample(
     Cost: N times the sampler's evaluations.
     """
     state: Any = None
-    for s, t in pairwise(times):
-        x, state = sampler(model, x, fill_time(s, x), fill_time(t, x), cond=cond, state=state, generator=generator)
+    each = torch.as_tensor(times).to(x.device, torch.promote_types(x.dtype, torch.float32))
+    for s, t in pairwise((each if each.ndim > 1 else each[:, None].expand(-1, len(x))).unbind()):
+        x, state = sampler(model, x, s, t, cond=cond, state=state, generator=generator)
         if callback is not None:
-            callback(t if isinstance(t, Tensor) else fill_time(t, x)[0], x)
+            callback(t if each.ndim > 1 else t[0], x)
     return x
