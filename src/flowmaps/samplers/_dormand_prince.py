@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core.flow_map import FlowMap
 from ..core.shapes import expand_time
-from ..core.types import map_condition
+from ..core.types import Velocity, map_condition
 
 # When the slopes 2 to 7 are taken, in units of the step, and how earlier slopes lead there. The last is the new state.
 FRACTIONS = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
@@ -36,53 +36,69 @@ DENSE = (
 )
 
 
-def combined(start: Tensor | None, weights: tuple[float, ...], parts: list[Tensor]) -> Tensor:
-    """The sum of a start and of parts, each with its weight; one kernel per weight that is not zero."""
-    total = parts[0] * weights[0] if start is None else torch.add(start, parts[0], alpha=weights[0])
-    for weight, part in zip(weights[1:], parts[1:], strict=True):
-        if weight:
-            total.add_(part, alpha=weight)
-    return total
+class Slopes:
+    """The seven slopes of a step in one buffer, so that one matrix product combines them.
+
+    Args:
+        x: states [B, *].
+        slope: the velocities there, the first slopes.
+    """
+
+    def __init__(self, x: Tensor, slope: Tensor) -> None:
+        self.all = torch.empty_like(x.expand(7, *x.shape), memory_format=torch.contiguous_format)
+        self._first = [self.all.view(7, -1)[:i].t() for i in range(1, 8)]
+        self._weights = [x.new_tensor(w) for w in (*STAGES, ERROR)]
+        self._ones = torch.ones_like(x)
+        self.restart(slope)
+
+    def restart(self, slope: Tensor) -> None:
+        """Put the first slopes of a new step into the buffer."""
+        self.all[0].copy_(slope)
+
+    def combined(self, i: int) -> Tensor:
+        """The first i + 1 slopes, with the weights of stage i; all of them with those of the error for i = 6: [B, *]."""
+        return torch.mv(self._first[i], self._weights[i]).view(self.all.shape[1:])
+
+    def spread(self, h: Tensor) -> Tensor:
+        """Numbers [B] as [B, *], in memory: small trailing dimensions broadcast slowly."""
+        return self._ones * expand_time(h.to(self._ones.dtype), self._ones)
 
 
-def step(
-    model: FlowMap, x: Tensor, s: Tensor, h: Tensor, slope: Tensor, fractions: Tensor, cond: Any
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+def step(velocity: Velocity, x: Tensor, s: Tensor, h: Tensor, full: Tensor, slopes: Slopes, cond: Any) -> Tensor:
     """One step of every sample, with a step size of its own.
 
     Args:
-        model: the flow map.
+        velocity: v(x, t, cond).
         x: states [B, *].
         s: times [B].
         h: step sizes [B], signed.
-        slope: velocities at (x, s) [B, *].
-        fractions: FRACTIONS [6, 1], on the device.
+        full: step sizes as [B, *].
+        slopes: the first, the velocity at (x, s), is given; the others are filled in.
         cond: condition.
     Returns:
-        New states; the velocities there, with which the next step begins; and h times each of the seven slopes.
+        New states.
     Cost: 6 network evaluations.
     """
-    full = expand_time(h, x).to(x.dtype).expand_as(x).contiguous()  # small trailing dimensions broadcast slowly
-    parts, new = [full * slope], x
-    for weights, time in zip(STAGES, torch.addcmul(s, fractions, h).unbind(), strict=True):
-        new = combined(x, weights, parts)
-        slope = model.velocity(new, time, cond)
-        parts.append(full * slope)
-    return new, slope, parts
+    new = x
+    for i, fraction in enumerate(FRACTIONS):
+        new = torch.addcmul(x, full, slopes.combined(i))
+        slopes.all[i + 1].copy_(velocity(new, torch.add(s, h, alpha=fraction), cond))
+    return new
 
 
-def interpolated(x: Tensor, parts: list[Tensor], share: Tensor) -> Tensor:
-    """The states at shares [n] of the steps of n samples, of order 4: [n, *].
+def interpolated(x: Tensor, h: Tensor, slopes: Tensor, share: Tensor) -> Tensor:
+    """The states at shares [n] of the steps h [n] of n samples, of order 4: [n, *].
 
     Args:
         x: states where the steps begin [n, *].
-        parts: h times the slopes of the steps, each [n, *].
+        h: step sizes [n], signed.
+        slopes: of the steps [7, n, *].
         share: from 0, where the step begins, to 1.
     """
     powers = share[:, None] ** torch.arange(1, 5, device=share.device)
-    weights = powers @ torch.tensor(DENSE, dtype=share.dtype, device=share.device).T
-    for weight, part in zip(weights.unbind(1), parts, strict=True):
-        x = x + expand_time(weight, x).to(x.dtype) * part
+    weights = h[:, None] * (powers @ torch.tensor(DENSE, dtype=share.dtype, device=share.device).T)
+    for weight, slope in zip(weights.unbind(1), slopes, strict=True):
+        x = x + expand_time(weight, x).to(x.dtype) * slope
     return x
 
 
@@ -121,8 +137,8 @@ class Progress:
         return self.x, self.slope, self.size, self.error, self.evaluations
 
 
-Record = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, list[Tensor]], None]
-"""Told of every step: rows of the samples [b], times from [b] and to [b], steps h [b], states [b, *] and parts."""
+Record = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
+"""Told of every step: rows of the samples [b], times from [b] and to [b], steps h [b], states [b, *], slopes [7, b, *]."""
 
 
 def complaint(lost: Tensor, rows: Tensor, s: Tensor, must: str) -> str:
@@ -139,52 +155,76 @@ def walk(
 ) -> Progress:
     """Carry every sample from s to t in steps of its own.
 
-    Few kernels per step and one look at the device's results, since small networks cost no more than what surrounds them.
+    A step takes few kernels and one look at the device, since small networks cost no more than what surrounds them; what
+    concerns rejected steps and samples that arrive is done only when there are any.
     """
+    device = start.x.device.type
+    if not torch.is_autocast_enabled(device):
+        return _walk(model.velocity, start, s, t, cond, control, record)
+    lower = torch.get_autocast_dtype(device)
+
+    def velocity(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+        with torch.autocast(device, lower):
+            return model.velocity(x, t, cond)
+
+    with torch.autocast(device, enabled=False):  # slopes are combined in full precision
+        return _walk(velocity, start, s, t, cond, control, record)
+
+
+def _walk(
+    velocity: Velocity, start: Progress, s: Tensor, t: Tensor, cond: Any, control: Control, record: Record | None
+) -> Progress:
     x, slope, size, error, evaluations = start.parts()
-    rows = torch.arange(len(x), device=x.device)
-    fractions = torch.tensor(FRACTIONS, dtype=s.dtype, device=s.device)[:, None]
-    least, most, none = (torch.tensor(v, dtype=s.dtype, device=s.device) for v in (0.2, 10.0, 1.0))
-    cap = most.expand(len(x))
+    rows, slopes, longest = torch.arange(len(x), device=x.device), Slopes(x, slope), torch.full_like(s, 10.0)
     waiting: list[tuple[Tensor, Progress]] = []
+    uncounted, most = 0, longest
     for _ in range(control.steps):
         rest = t - s
         distance = rest.abs()
         now = torch.minimum(size, distance)
-        moving = now > 0
         h = now.copysign(rest)
-        new, last, parts = step(model, x, s, h, slope, fractions, cond)
+        full = slopes.spread(h)
+        new = step(velocity, x, s, h, full, slopes, cond)
+        uncounted += 6
         with torch.no_grad():  # steps are chosen, not differentiated
             scale = torch.maximum(x.abs(), new.abs()).mul_(control.relative).add_(control.absolute)
-            square = combined(None, ERROR, parts).div_(scale).square_().flatten(1).mean(1)
-            accept = square <= 1
-            arrived = accept & (now == distance)
-            log = square.clamp_min(1e-20).log_().to(s.dtype)
-            factor = torch.add(error.mul(0.02).add_(math.log(0.9)), log, alpha=-0.085).exp_()
-            # fmax takes the bound where the error is not a number; after a rejected step the next is not longer.
-            grown = now * torch.fmin(torch.fmax(factor, least), cap)
-            size = torch.where(arrived, torch.maximum(size, grown), grown)
-            error = torch.where(accept & moving, log.clamp_min(LEAST), error)
-            evaluations = torch.add(evaluations, moving, alpha=6)
-            cap = torch.where(accept, most, none)
-            end = torch.where(arrived, t, s + h)
-            accepted, finished = torch.stack((accept.sum(), arrived.sum())).tolist()
-        if accepted < len(x):
-            lost = ~accept & ~(grown > 16 * torch.finfo(s.dtype).eps * torch.maximum(s.abs(), t.abs()))
+            square = slopes.combined(6).mul_(full).div_(scale).square_().flatten(1).mean(1).to(s.dtype)
+            log = square.clamp_min(1e-20).log_()
+            # 0.9 err^-0.17 err_last^0.04
+            factor = torch.add(error.mul(0.02).add_(math.log(0.9)), log, alpha=-0.085).exp_().clamp_(0.2, 10)
+            grown, end = torch.minimum(factor, longest).mul_(now), s + h
+            log.clamp_min_(LEAST)
+            worst, nearest = torch.stack((square.max(), (distance - now).min())).tolist()
+        if record is not None:
+            record(rows, s, torch.where(square <= 1, end, s), h, x, slopes.all)
+        if worst <= 1 and nearest > 0:
+            x, s, size, error, longest = new, end, grown, log, most
+            slopes.restart(slopes.all[6])
+            continue
+        accept, moving = square <= 1, now > 0
+        arrived, inside = accept & (now == distance), expand_time(accept, x)
+        if not worst <= 1:  # also where it is not a number
+            grown = torch.where(square.isnan(), 0.2 * now, grown)
+            lost = ~accept & (grown <= 16 * torch.finfo(s.dtype).eps * torch.maximum(s.abs(), t.abs()))
             if bool(lost.any()):
                 raise RuntimeError(complaint(lost, rows, s, "get on with steps that times can resolve"))
-            inside = expand_time(accept, x)
-            new, last, end = torch.where(inside, new, x), torch.where(inside, last, slope), torch.where(accept, end, s)
-        if record is not None:
-            record(rows, s, end, h, x, parts)
-        x, slope, s = new, last, end
+        size = torch.where(arrived, torch.maximum(size, grown), grown)
+        error = torch.where(accept & moving, log, error)
+        longest = torch.where(accept, most, 1.0)  # no growth right after a rejected step
+        s = torch.where(arrived, t, torch.where(accept, end, s))
+        x, slope = torch.where(inside, new, x), torch.where(inside, slopes.all[6], slopes.all[0])
+        evaluations, uncounted = torch.add(evaluations, moving, alpha=uncounted), 0
+        finished = int(arrived.sum())
         if finished == len(x):
             return _together(Progress(x, slope, size, error, evaluations), waiting)
-        if 2 * finished >= len(x):
-            left = (~arrived).nonzero()[:, 0]
-            waiting.append((left, Progress(x, slope, size, error, evaluations)))
-            x, slope, size, error, evaluations = (v[left] for v in waiting[-1][1].parts())
-            s, t, cap, rows, cond = s[left], t[left], cap[left], rows[left], _chosen(cond, left)
+        if 2 * finished < len(x):
+            slopes.restart(slope)
+            continue
+        left = (~arrived).nonzero()[:, 0]
+        waiting.append((left, Progress(x, slope, size, error, evaluations)))
+        x, slope, size, error, evaluations = (v[left] for v in waiting[-1][1].parts())
+        s, t, rows, longest, most = s[left], t[left], rows[left], longest[left], most[left]
+        slopes, cond = Slopes(x, slope), _chosen(cond, left)
     raise RuntimeError(complaint(s != t, rows, s, f"arrive within {control.steps} steps"))
 
 
