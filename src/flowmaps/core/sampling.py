@@ -69,9 +69,12 @@ class Heun:
         generator: Random = None,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """One step of order 2."""
+        return self.from_slope(model, x, s, t, model.velocity(x, s, cond), cond), None
+
+    def from_slope(self, model: "FlowMap", x: Tensor, s: Tensor, t: Tensor, k: Tensor, cond: Any = None) -> Tensor:
+        """The same step, from a slope k = b_s(x) that is known already."""
         h = expand_time(t - s, x)
-        k = model.velocity(x, s, cond)
-        return x + h / 2 * (k + model.velocity(x + h * k, t, cond)), None
+        return x + h / 2 * (k + model.velocity(x + h * k, t, cond))
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,15 @@ class RungeKutta4:
         generator: Random = None,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """One step of order 4."""
+        return self.from_slope(model, x, s, t, model.velocity(x, s, cond), cond), None
+
+    def from_slope(self, model: "FlowMap", x: Tensor, s: Tensor, t: Tensor, k: Tensor, cond: Any = None) -> Tensor:
+        """The same step, from a slope k = b_s(x) that is known already."""
         h, middle = expand_time(t - s, x), (s + t) / 2
-        k1 = model.velocity(x, s, cond)
-        k2 = model.velocity(x + h / 2 * k1, middle, cond)
+        k2 = model.velocity(x + h / 2 * k, middle, cond)
         k3 = model.velocity(x + h / 2 * k2, middle, cond)
         k4 = model.velocity(x + h * k3, t, cond)
-        return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4), None
+        return x + h / 6 * (k + 2 * k2 + 2 * k3 + k4)
 
 
 def sample(

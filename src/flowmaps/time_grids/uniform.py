@@ -1,4 +1,7 @@
-"""Equal steps."""
+"""Equal steps.
+
+Source: none is needed; equal steps are what every solver starts from.
+"""
 
 from ..core.grid import UniformGrid
 
