@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from .random import Random
@@ -122,3 +123,14 @@ def sample(
         if callback is not None:
             callback(t if isinstance(t, Tensor) else fill_time(t, x)[0], x)
     return x
+
+
+def trajectory(
+    model: "FlowMap", x: Tensor, times: Tensor, *, sampler: Sampler = Jump(), cond: Any = None, generator: Random = None
+) -> Tensor:
+    """The states at all times of a grid [N + 1], the first one too: [N + 1, B, *]; otherwise as `sample`."""
+    states = [x]
+    sample(
+        model, x, times, sampler=sampler, cond=cond, generator=generator, callback=lambda t, state: states.append(state)
+    )
+    return torch.stack(states)
