@@ -23,10 +23,13 @@ from .core.types import Coupling, Sampler, Space
 from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
 from .engine.lora import merged
-from .guidance.cfg import CFG
+from .metrics.function_evaluations import leaves_counted
 from .nets._embedding import Condition
 
-__all__ = ["Flow", "load"]
+__all__ = ["Flow", "Guidance", "load"]
+
+Guidance = float | str | Mapping[str, Any] | Callable[[FlowMap], FlowMap]
+"""A scale, a name or a table of a guidance, or what makes the guided map from the map."""
 
 PROBE = 1 << 40  # index of the first sample to try things on: nobody samples there
 
@@ -70,7 +73,7 @@ class Flow:
     @torch.no_grad()
     def sample(
         self, n: int, steps: int | Sequence[float] = 1, *, seed: int = 0, label: int | Sequence[int] | None = None,
-        sampler: str | Mapping[str, Any] | Sampler | None = None, guidance: float = 1.0, first: int = 0,
+        sampler: str | Mapping[str, Any] | Sampler | None = None, guidance: Guidance = 1.0, first: int = 0,
         grid: str | Mapping[str, Any] | TimeGrid | None = None, batch: int = 1024,
         callback: Callable[[int], None] | None = None,
     ) -> Tensor:  # fmt: skip
@@ -83,19 +86,20 @@ class Flow:
             label: class of all samples, or of each; left out, the classes take turns. `classes` means no class.
             sampler: a name, a table or an object; left out, the map's own jump.
             guidance: scale of guidance; 1 is none. A network that was told scales in training is told it, others are
-                evaluated with and without the condition.
+                evaluated with and without the condition. Or a name or a table of another guidance, or a function that
+                makes the guided map from the map.
             first: index of the first sample.
             grid: how the times of a number of steps are chosen: a name, a table or an object; left out, equal steps.
             batch: how many are drawn at a time.
             callback: called with the number of samples drawn so far.
         Returns:
             Data [n, *].
-        Cost: steps times the sampler's evaluations; twice that with guidance that the network is not told.
+        Cost: steps times the sampler's evaluations, times those of the guidance; two unless the network is told.
         """
         step = build("samplers", "jump") if sampler is None else sampler
         step = build("samplers", step, interpolant=self.interpolant) if isinstance(step, (str, Mapping)) else step
         model = self.guided(guidance)
-        times = self.times(steps, grid, sampler=step)
+        times = self.times(steps, grid, sampler=step, guidance=guidance)
         parts: list[Tensor] = []
         for x0, cond, generator in self._starts(n, label, seed, first, batch):
             x = sample(model, x0, times, sampler=step, cond=cond, generator=generator)
@@ -107,7 +111,7 @@ class Flow:
     @torch.no_grad()
     def sample_to_tolerance(
         self, n: int, tolerance: float | Sequence[Rung], *, seed: int = 0, label: int | Sequence[int] | None = None,
-        guidance: float = 1.0, first: int = 0, batch: int = 1024,
+        guidance: Guidance = 1.0, first: int = 0, batch: int = 1024,
     ) -> Adapted:  # fmt: skip
         """Draw samples with as few evaluations as each of them needs; see core.adaptive for the check.
 
@@ -120,16 +124,19 @@ class Flow:
             x: data [n, *]; evaluations: of the network, per sample [n]; error: estimated, per sample [n].
         """
         model = self.guided(guidance)
-        calls = 2 if isinstance(model, CFG) else 1
         results = [
             sample_to_tolerance(model, x0, tolerance, cond=cond)
             for x0, cond, _ in self._starts(n, label, seed, first, batch)
         ]
         x = torch.cat([self.space.decode(self.space.constrain(r.x)) for r in results])
+        x0, cond = self.starting(1)
+        counted, counters = leaves_counted(model)
+        counted.velocity(x0, fill_time(0.5, x0), cond)
+        calls = sum(counter.calls for counter in counters)
         return Adapted(x, calls * torch.cat([r.evaluations for r in results]), torch.cat([r.error for r in results]))
 
     def calibrate(
-        self, tolerance: float, share: float = 0.95, *, label: int | None = None, guidance: float = 1.0,
+        self, tolerance: float, share: float = 0.95, *, label: int | None = None, guidance: Guidance = 1.0,
         probe: int = 256, batch: int = 1024,
     ) -> tuple[Rung, ...]:  # fmt: skip
         """Learn on a probe how a share of samples is brought within a tolerance; pays for some thousands of samples.
@@ -148,22 +155,41 @@ class Flow:
 
     def times(
         self, steps: int | Sequence[float], grid: str | Mapping[str, Any] | TimeGrid | None = None,
-        sampler: Sampler | None = None,
+        sampler: Sampler | None = None, guidance: Guidance = 1.0,
     ) -> Tensor:  # fmt: skip
         """The times that `sample` steps through, [K + 1] float64; a searched grid is tried on 256 samples."""
         if grid is None or not isinstance(steps, int):
             return _grid(steps)
-        context = {} if sampler is None else {"sampler": sampler}
+        context: dict[str, Any] = {"interpolant": self.interpolant} | ({} if sampler is None else {"sampler": sampler})
         chosen = build("time_grids", grid, **context) if isinstance(grid, (str, Mapping)) else grid
-        x0, cond, _ = next(self._starts(256, None, 0, PROBE, 256))
-        return chosen(len(_grid(steps)) - 1, self.model, x0, cond)
+        x0, cond = self.starting(256)
+        return chosen(len(_grid(steps)) - 1, self.guided(guidance), x0, cond)
 
-    def guided(self, scale: float) -> FlowMap:
-        """The map with guidance: told the scale if its network takes it, else mixed from two evaluations."""
-        if scale == 1:
-            return self.model
-        takes = any(isinstance(part, Condition) and "guidance" in part.numbers for part in self.model.modules())
-        return build("guidance", {"name": "told" if takes else "cfg", "scale": float(scale)}, model=self.model)
+    def guided(self, guidance: Guidance) -> FlowMap:
+        """The map with guidance; for a scale told it if its network takes it, else mixed from two evaluations.
+
+        In a table, `weak` may be the run whose map autoguidance leads away from, or a checkpoint of one.
+        """
+        if isinstance(guidance, (int, float)):
+            if guidance == 1:
+                return self.model
+            takes = any(isinstance(part, Condition) and "guidance" in part.numbers for part in self.model.modules())
+            guidance = {"name": "told" if takes else "cfg", "scale": float(guidance)}
+        if not isinstance(guidance, (str, Mapping)):
+            return guidance(self.model)
+        table: dict[str, Any] = {"name": guidance} if isinstance(guidance, str) else dict(guidance)
+        if isinstance(table.get("weak"), str):
+            table["weak"] = load(table["weak"]).model.to(self._like().device)
+        return build("guidance", table, model=self.model, interpolant=self.interpolant)
+
+    def starting(self, n: int, seed: int = 0) -> tuple[Tensor, Any]:
+        """States at time 0 [n, *] to try things on, and their conditions; nobody samples from these."""
+        x0, cond, _ = next(self._starts(n, None, seed, PROBE, n))
+        return x0, cond
+
+    def _like(self) -> Tensor:
+        """A tensor on the device of the map, and of its precision."""
+        return next(iter([*self.model.parameters(), *self.model.buffers()]), torch.empty(0))
 
     def _starts(
         self, n: int, label: int | Sequence[int] | None, seed: int, first: int, batch: int
@@ -172,7 +198,7 @@ class Flow:
         if n < 1 or batch < 1:
             raise ValueError(f"n and batch must be at least 1; got {n} and {batch}.")
         labels = self.labels(n, label, first)
-        like = next(iter([*self.model.parameters(), *self.model.buffers()]), torch.empty(0))
+        like = self._like()
         inner = self.space.encode(torch.zeros(1, *self.shape, device=like.device)).shape[1:]
         for low in range(0, n, batch):
             size = min(batch, n - low)

@@ -8,8 +8,10 @@ import typer
 
 Run = Annotated[Path, typer.Argument(help="Run folder, or a checkpoint in it.")]
 Seed = Annotated[int, typer.Option(help="Sample i depends on (seed, i) alone.")]
-SamplerName = Annotated[str, typer.Option(help="How a step is taken; `flowmaps list samplers`.")]
-Guidance = Annotated[float, typer.Option(help="Scale of guidance; 1 is none.")]
+SamplerName = Annotated[str, typer.Option(help="How a step is taken; `flowmaps list samplers`. Or a table.")]
+Guidance = Annotated[
+    str, typer.Option(help="A scale; 1 is none. Or a name or a table, `flowmaps list guidance`: '{name=\"raag\"}'.")
+]
 Weights = Annotated[str, typer.Option(help="ema: the running average; weights: the last iterate.")]
 Device = Annotated[str, typer.Option(help="For example cpu or cuda.")]
 
@@ -23,12 +25,14 @@ def sample(
     out: Annotated[Path, typer.Option(help="Picture, .png.")] = Path("samples.png"),
     raw: Annotated[Path | None, typer.Option(help="Also save the arrays, .npz.")] = None,
     sampler: SamplerName = "jump",
-    grid: Annotated[str, typer.Option(help="How times are chosen; `flowmaps list time_grids`.")] = "uniform",
+    grid: Annotated[
+        str, typer.Option(help="How times are chosen; `flowmaps list time_grids`. Or a table.")
+    ] = "uniform",
     tolerance: Annotated[float, typer.Option(help="Instead of steps: as few as each sample needs.")] = 0.0,
     share: Annotated[
         float, typer.Option(help="Of samples within --tolerance: calibrates first, for many samples.")
     ] = 0.0,
-    guidance: Guidance = 1.0,
+    guidance: Guidance = "1",
     weights: Weights = "ema",
     device: Device = "cpu",
 ) -> None:
@@ -43,17 +47,18 @@ def sample(
         _writable(raw, ".npz")
     import numpy as np
 
+    from ..engine.config import read_value
     from ..engine.pictures import save_samples
     from ..engine.progress import ProgressLine
     from ..flow import load
 
-    flow = load(run, weights, device)
+    flow, steer, step = load(run, weights, device), read_value(guidance), read_value(sampler)
     if tolerance:
         aim: Any = tolerance
         if share:
-            aim = flow.calibrate(tolerance, share, label=label, guidance=guidance)
+            aim = flow.calibrate(tolerance, share, label=label, guidance=steer)
             print(f"calibrated: {', then '.join(map(str, aim))}")
-        result = flow.sample_to_tolerance(n, aim, seed=seed, label=label, guidance=guidance)
+        result = flow.sample_to_tolerance(n, aim, seed=seed, label=label, guidance=steer)
         blocks, names = {f"within_{tolerance:g}": result.x.cpu()}, [f"within {tolerance:g}"]
         spent = result.evaluations.double()
         print(
@@ -65,7 +70,7 @@ def sample(
         with ProgressLine("sample", n * len(numbers), "samples") as progress:
             for i, k in enumerate(numbers):
                 blocks[f"steps_{k}"] = flow.sample(
-                    n, k, seed=seed, label=label, sampler=sampler, guidance=guidance, grid=grid,
+                    n, k, seed=seed, label=label, sampler=step, guidance=steer, grid=read_value(grid),
                     callback=lambda done, i=i, k=k: progress.update(i * n + done, f"{k} steps"),
                 ).cpu()  # fmt: skip
     save_samples(list(blocks.values()), names, out)
@@ -84,15 +89,18 @@ def evaluate(
     n: Annotated[int, typer.Option("--n", help="Number of samples, at most as many as training data.")] = 2000,
     seed: Seed = 0,
     sampler: SamplerName = "jump",
-    guidance: Guidance = 1.0,
+    guidance: Guidance = "1",
     weights: Weights = "ema",
     device: Device = "cpu",
+    trajectories: Annotated[
+        bool, typer.Option("--trajectories", help="Also how straight they are and where they turn, with a picture.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="JSON; RUN/evaluation.json if left out.")] = None,
 ) -> None:
     """Measure quality against number of evaluations, beside the floors of finite samples."""
     numbers = step_numbers(steps)
     from ..engine.checkpoint import find_checkpoint
-    from ..engine.config import read_config
+    from ..engine.config import read_config, read_value
     from ..engine.evaluate import evaluate_flow, to_json
     from ..engine.objects import held_out, open_data
     from ..engine.progress import ProgressLine
@@ -100,18 +108,26 @@ def evaluate(
     from ..engine.run_folder import EVALUATION, RunFolder
     from ..flow import load
 
-    flow = load(run, weights, device)
+    flow, steer = load(run, weights, device), read_value(guidance)
     checkpoint = find_checkpoint(run)
     config = read_config(checkpoint / "run.toml")
     train = open_data(config)
     with ProgressLine("evaluate", len(numbers) + 2, "parts") as progress:
         parts = iter(range(len(numbers) + 2))
         result = evaluate_flow(
-            flow, train, held_out(config, train), numbers, sampler=sampler, guidance=guidance, n=n, seed=seed,
-            tell=lambda what: progress.update(next(parts), what),
+            flow, train, held_out(config, train), numbers, sampler=read_value(sampler), guidance=steer, n=n,
+            seed=seed, tell=lambda what: progress.update(next(parts), what),
         )  # fmt: skip
         progress.update(len(numbers) + 2)
     folder = RunFolder(checkpoint.parents[1])
+    if trajectories:
+        from ..engine.pictures import save_trajectories
+        from ..engine.trajectories import measure_trajectories
+
+        result["trajectories"], states = measure_trajectories(flow, guidance=steer, seed=seed)
+        picture = folder.path / "trajectories.png" if out is None else out.with_suffix(".png")
+        save_trajectories(result["trajectories"], states, picture)
+        print(f"picture  {picture}")
     if out is None:
         folder.write(EVALUATION, to_json(result))
         write_report(folder)
@@ -126,6 +142,7 @@ def print_evaluation(run: Path, file: Path | None = None) -> None:
     from rich.table import Table
 
     from ..engine.evaluate import COLUMNS
+    from ..engine.trajectories import SHAPE
 
     result = json.loads((file or run / "evaluation.json").read_text("utf-8"))
     columns = [c for c in COLUMNS if c in result["rows"][0]]
@@ -135,6 +152,12 @@ def print_evaluation(run: Path, file: Path | None = None) -> None:
     for row in [*result["rows"], {"steps": "floor", **result["floor"]}]:
         table.add_row(*(f"{v:.4g}" if isinstance(v := row.get(c, ""), float) else str(v) for c in columns))
     Console().print(table)
+    if "trajectories" in result:
+        shape = Table(caption=result["trajectories"]["protocol"], caption_justify="left")
+        for column in SHAPE.values():
+            shape.add_column(column, justify="right")
+        shape.add_row(*(f"{result['trajectories'][c]:.4g}" for c in SHAPE))
+        Console().print(shape)
     accuracy = result["rows"][0].get("classifier_accuracy")
     if accuracy is not None:
         print(f"accuracy of the labelling classifier on unseen data: {accuracy:.3f}")

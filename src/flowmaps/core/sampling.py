@@ -130,3 +130,14 @@ def sample(
         if callback is not None:
             callback(t if each.ndim > 1 else t[0], x)
     return x
+
+
+def trajectory(
+    model: "FlowMap", x: Tensor, times: Tensor, *, sampler: Sampler = Jump(), cond: Any = None, generator: Random = None
+) -> Tensor:
+    """The states at all times of a grid [N + 1], the first one too: [N + 1, B, *]; otherwise as `sample`."""
+    states = [x]
+    sample(
+        model, x, times, sampler=sampler, cond=cond, generator=generator, callback=lambda t, state: states.append(state)
+    )
+    return torch.stack(states)

@@ -109,10 +109,6 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted.strip():
             raise ConfigError(f"an override must read key=value, for example loss.diagonal=0.5; got {assignment!r}.")
-        try:
-            value: Any = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
         *outer, last = dotted.strip().split(".")
         table: Config = config
         for depth, key in enumerate(outer):
@@ -122,8 +118,16 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             if not isinstance(inner, dict):
                 raise ConfigError(f"{dotted} must lead through tables; {'.'.join(outer[: depth + 1])} is {inner!r}.")
             table[key] = table = dict(inner)
-        table[last] = value
+        table[last] = read_value(text)
     return config
+
+
+def read_value(text: str) -> Any:
+    """A value as typed: TOML, such as a number or a table { name = "cfg" }, or else a plain string."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def resolve_config(config: Mapping[str, Any]) -> Config:

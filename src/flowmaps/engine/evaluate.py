@@ -1,7 +1,7 @@
 """Quality against number of evaluations, with the floors that finite samples set."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,7 @@ from ..build import build
 from ..core.random import fold_in
 from ..core.types import Pair
 from ..data._dataset import Dataset
-from ..flow import Flow
-from ..guidance.cfg import CFG
+from ..flow import Flow, Guidance
 from ..metrics.classifier_two_sample import classifier_two_sample
 from ..metrics.energy_distance import energy_distance
 from ..metrics.function_evaluations import function_evaluations
@@ -35,8 +34,9 @@ PROTOCOL = (
 
 
 def evaluate_flow(
-    flow: Flow, train: Dataset, held: Dataset, steps: Sequence[int], *, sampler: str = "jump", guidance: float = 1.0,
-    n: int = 2000, seed: int = 0, tests: bool = True, tell: Callable[[str], None] = lambda text: None,
+    flow: Flow, train: Dataset, held: Dataset, steps: Sequence[int], *, sampler: str | Mapping[str, Any] = "jump",
+    guidance: Guidance = 1.0, n: int = 2000, seed: int = 0, tests: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure a flow at several numbers of steps.
 
@@ -45,8 +45,8 @@ def evaluate_flow(
         train: data it was trained on.
         held: data it has not seen.
         steps: numbers of steps.
-        sampler: how a step is taken.
-        guidance: scale of guidance.
+        sampler: how a step is taken, a name or a table.
+        guidance: as in `Flow.sample`.
         n: number of samples; no more than there are training data.
         seed: of the samples.
         tests: whether to run the slow two-sample tests too.
@@ -62,15 +62,16 @@ def evaluate_flow(
     floor = _distances(real, unseen, seed, tests)
     labelled = flow.classes > 0 and real_labels is not None
     labels = real_labels.tolist() if labelled and real_labels is not None else None
-    mixed = isinstance(flow.guided(guidance), CFG)
+    guided = flow.guided(guidance)
     rows: list[dict[str, Any]] = []
     like = next(flow.model.parameters())
     for k in steps:
         tell(f"{k} steps")
         samples = flow.sample(n, k, seed=seed, label=labels, sampler=sampler, guidance=guidance).cpu()
         inner = flow.space.encode(torch.zeros(1, *flow.shape, device=like.device))
-        calls = function_evaluations(flow.model, build("samplers", sampler), k, inner, _first(flow, like))
-        row: dict[str, Any] = {"steps": k, "evaluations": calls * (2 if mixed else 1)}
+        step = build("samplers", sampler, interpolant=flow.interpolant)
+        calls = function_evaluations(guided, step, k, inner, _first(flow, like))
+        row: dict[str, Any] = {"steps": k, "evaluations": calls}
         row |= _distances(samples, unseen, seed, tests)
         row["energy_over_floor"] = row["energy_distance"] / floor["energy_distance"]
         if labelled and real_labels is not None and unseen_labels is not None:
@@ -82,7 +83,7 @@ def evaluate_flow(
     return {
         "protocol": PROTOCOL.format(n=n, seed=seed, held=len(unseen), data=held.name),
         "sampler": sampler,
-        "guidance": guidance,
+        "guidance": "own" if callable(guidance) else guidance,
         "floor": floor,
         "rows": rows,
         "residuals": _residuals(flow, real[:512], real_labels, seed),

@@ -1,8 +1,9 @@
 """Samples as pictures: blocks of images, scatters of points."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -22,6 +23,38 @@ def save_samples(blocks: Sequence[Tensor], titles: Sequence[str], file: Path, ac
         _image_blocks(blocks, titles, across or math.ceil(math.sqrt(len(blocks[0])))).save(file, "PNG")
     else:
         _scatter(blocks, titles, file)
+
+
+def save_trajectories(result: Mapping[str, Any], states: Tensor, file: Path) -> None:
+    """Trajectories seen from the chords between their ends, and where they bend.
+
+    Args:
+        result: what `measure_trajectories` found.
+        states: trajectories [N + 1, B, *], of which 64 are drawn.
+        file: where it goes, .png.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    x = (states[:, :64] - states[:1, :64]).flatten(2).double().cpu()
+    chord = x[-1] / x[-1].square().sum(1, keepdim=True).clamp_min(1e-30)
+    along = (x * chord).sum(2)
+    off = (x - along[..., None] * x[-1]).norm(dim=2) * chord.norm(dim=1)
+    time = result["by_time"]["time"]
+    figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2))
+    axes[0].plot(along.numpy(), off.numpy(), linewidth=0.7, alpha=0.5, color="#1f4e79")
+    axes[0].set(title="seen from the chord", xlabel="along it, in its lengths", ylabel="off it")
+    axes[1].plot(time, result["by_time"]["bend"], color="#1f4e79")
+    axes[1].set(title="square distance of velocity and chord", xlabel="time", ylim=(0, None))
+    axes[2].plot(time, result["by_time"]["turning"], color="#1f4e79")
+    axes[2].set(title="turning, radians per unit of time", xlabel="time", ylim=(0, None))
+    for axis in axes:
+        axis.grid(alpha=0.25)
+    figure.tight_layout()
+    figure.savefig(file, dpi=90, format="png")
+    pyplot.close(figure)
 
 
 def to_picture(x: Tensor) -> Image.Image:

@@ -117,6 +117,10 @@ def _charts(rows: Sequence[Mapping[str, Any]], result: Mapping[str, Any] | None)
         kinds = ("lagrangian", "eulerian", "semigroup")
         spans = {k: [((r["from"] + r["to"]) / 2, r[k]) for r in result["residuals"]] for k in kinds}
         charts.append(_chart("residuals of the three identities", "span t - s", spans))
+        if "trajectories" in result:
+            by_time = result["trajectories"]["by_time"]
+            turning = list(zip(by_time["time"], by_time["turning"], strict=True))
+            charts.append(_chart("turning of trajectories, radians per unit of time", "time", {"": turning}))
     return charts
 
 

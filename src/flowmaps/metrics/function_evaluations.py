@@ -1,5 +1,6 @@
 """How often a sampler calls the network."""
 
+import copy
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ __all__ = ["function_evaluations"]
 
 @torch.no_grad()
 def function_evaluations(model: FlowMap, sampler: Sampler, steps: int, x: Tensor, cond: Any = None) -> int:
-    """Calls of the map that a sampler makes from time 0 to 1, measured, not declared.
+    """Calls of networks that a sampler makes from time 0 to 1, measured, not declared.
+
+    A map that is made of others, such as a guided one, calls them as often as it does; each call is counted.
 
     Args:
         model: the flow map.
@@ -23,6 +26,24 @@ def function_evaluations(model: FlowMap, sampler: Sampler, steps: int, x: Tensor
         x: a state to start from [B, *]; one sample is enough.
         cond: condition, batch first.
     """
-    counted = Counted(model)
+    counted, counters = leaves_counted(model)
     sample(counted, x, torch.linspace(0, 1, steps + 1), sampler=sampler, cond=cond)
-    return counted.calls
+    return sum(counter.calls for counter in counters)
+
+
+def leaves_counted(model: FlowMap) -> tuple[FlowMap, list[Counted]]:
+    """The same map, with the maps at its bottom, which hold no other map, counting their calls; and these.
+
+    The map itself is left alone: what lies above the bottom is copied, without its weights.
+    """
+    counters: dict[FlowMap, Counted] = {}
+
+    def counted(part: FlowMap) -> FlowMap:
+        inner = {name: child for name, child in part.named_children() if isinstance(child, FlowMap)}
+        if not inner:
+            return counters.setdefault(part, Counted(part))
+        clone = copy.copy(part)
+        clone._modules = part._modules | {name: counted(child) for name, child in inner.items()}
+        return clone
+
+    return counted(model), list(counters.values())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.flow_map import FlowMap
+from ..core.grid import check_steps, shortest_path
 from ..core.sampling import Jump, sample
 from ..core.shapes import fill_time
 from ..core.types import Sampler
@@ -47,8 +48,7 @@ class ShortestPath:
         Raises:
             ValueError: if there are more steps than intervals.
         """
-        if not 1 <= steps <= self.nodes:
-            raise ValueError(f"steps must lie between 1 and the {self.nodes} intervals; got {steps}. Raise nodes.")
+        check_steps(steps, self.nodes)
         fine = torch.linspace(0, 1, self.nodes + 1, dtype=torch.float64)
         states = self._trajectory(fine, model, x0, cond)
         best = fine[shortest_path(self.costs(fine, states, model, cond), steps)]
@@ -83,23 +83,3 @@ class ShortestPath:
                 landed, _ = self.sampler(model, states[i], fill_time(fine[i], states[0]), t, cond=cond)
                 cost[i, j] = (model(landed, t, one, cond) - there).double().square().mean().sqrt()
         return cost
-
-
-def shortest_path(cost: Tensor, steps: int) -> Tensor:
-    """Indices [steps + 1] of the cheapest path of exactly `steps` edges from the first node to the last.
-
-    Args:
-        cost: of the edge from i to j [n, n]; infinite where there is none.
-        steps: number of edges.
-    """
-    best = torch.full((len(cost),), torch.inf, dtype=cost.dtype)
-    best[0] = 0
-    came: list[Tensor] = []
-    for _ in range(steps):
-        total = best[:, None] + cost
-        best, where = total.min(0)
-        came.append(where)
-    path = [len(cost) - 1]
-    for where in reversed(came):
-        path.append(int(where[path[-1]]))
-    return torch.tensor(path[::-1])
