@@ -79,3 +79,13 @@ def test_more_steps_than_nodes():
         ShortestPath(nodes=4)(5, gaussian(), torch.zeros(2, 3))
     with pytest.raises(ValueError, match="nodes must be at least 2"):
         ShortestPath(nodes=1)
+
+
+def test_quantiles_of_a_shifted_law_are_the_shifted_grid():
+    """Stable Diffusion 3: noise levels tau = 1 - k / K, shifted to 3 tau / (1 + 2 tau)."""
+    grid = build("time_grids", {"name": "quantiles", "times": {"name": "shifted", "shift": 3.0}})
+    tau = 1 - torch.arange(11) / 10
+    assert (grid(10, gaussian(), torch.zeros(1, 3)) - (1 - 3 * tau / (1 + 2 * tau))).abs().max() < 1e-12
+    massive = build("time_grids", {"name": "quantiles", "times": {"name": "boundary_mixed", "width": 0.0}})
+    with pytest.raises(ValueError, match="Use a law without mass on single times, or fewer steps"):
+        massive(100, gaussian(), torch.zeros(1, 3))
