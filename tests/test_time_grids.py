@@ -79,7 +79,7 @@ def test_shift_multiplies_the_noise_level():
     "law", [n for n in names("training_times") if issubclass(find("training_times", n), TimeLaw)], ids=str
 )
 def test_a_law_has_the_same_share_of_its_mass_in_every_step(law):
-    grid = build("time_grids", {"name": "law", "times": law})
+    grid = build("time_grids", {"name": "quantiles", "times": law})
     times = grid(8, gaussian(), torch.zeros(1, 3))
     assert (times.diff() > 0).all()
     assert torch.allclose(grid.times.cumulative(times[1:-1]), torch.arange(1.0, 8) / 8, atol=1e-9)
@@ -88,10 +88,10 @@ def test_a_law_has_the_same_share_of_its_mass_in_every_step(law):
 def test_laws_that_are_grids():
     model, x0 = gaussian(), torch.zeros(1, 3)
     for law, grid in (("power_noise", "power"), ("uniform", "uniform")):
-        times = [build("time_grids", spec)(6, model, x0) for spec in ({"name": "law", "times": law}, grid)]
+        times = [build("time_grids", spec)(6, model, x0) for spec in ({"name": "quantiles", "times": law}, grid)]
         assert torch.allclose(*times, atol=1e-12)
     with pytest.raises(ValueError, match="times must be a law of one time; got UniformPair"):
-        build("time_grids", {"name": "law", "times": "uniform_pair"})
+        build("time_grids", {"name": "quantiles", "times": "uniform_pair"})
 
 
 def paths_of(steps, last):
@@ -266,3 +266,13 @@ def test_more_steps_than_nodes():
 def test_bad_options(spec, message):
     with pytest.raises(ValueError, match=message):
         build("time_grids", spec)
+
+
+def test_quantiles_of_a_shifted_law_are_the_shifted_grid():
+    """Stable Diffusion 3: noise levels tau = 1 - k / K, shifted to 3 tau / (1 + 2 tau)."""
+    grid = build("time_grids", {"name": "quantiles", "times": {"name": "shifted", "shift": 3.0}})
+    tau = 1 - torch.arange(11) / 10
+    assert (grid(10, gaussian(), torch.zeros(1, 3)) - (1 - 3 * tau / (1 + 2 * tau))).abs().max() < 1e-12
+    massive = build("time_grids", {"name": "quantiles", "times": {"name": "boundary_mixed", "width": 0.0}})
+    with pytest.raises(ValueError, match="Use a law without mass on single times, or fewer steps"):
+        massive(100, gaussian(), torch.zeros(1, 3))

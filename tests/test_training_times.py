@@ -15,7 +15,19 @@ def test_every_law_is_one_or_the_other():
     assert sorted(SINGLE + PAIRS) == names("training_times")
 
 
-@pytest.mark.parametrize("law", [*SINGLE, {"name": "logit_normal", "mean": 0.5, "std": 0.7}], ids=str)
+SKEWED = {"name": "logit_normal", "mean": 0.5, "std": 0.7}
+MORE = [
+    SKEWED,
+    {"name": "mode", "scale": -0.9},
+    {"name": "mode", "scale": 1.7},
+    {"name": "shifted", "times": SKEWED},
+    {"name": "shifted", "shift": 0.3},
+    {"name": "segment", "segments": 7, "times": SKEWED},
+    {"name": "boundary_mixed", "start": 0.105, "end": 0.305, "width": 0.2, "times": SKEWED},
+]
+
+
+@pytest.mark.parametrize("law", [*SINGLE, *MORE], ids=str)
 def test_density_is_the_derivative_of_the_distribution(law):
     law = build("training_times", law)
     u = torch.linspace(0.01, 0.99, 99)
@@ -25,6 +37,12 @@ def test_density_is_the_derivative_of_the_distribution(law):
     grid = (torch.arange(200_000) + 0.5) / 200_000
     assert abs(law.density(grid).mean() - 1) < 1e-4  # midpoint rule
     drawn = law(100_000, torch.empty(0), stream())
+    histogram = torch.histc(drawn, 20, 0, 1) / 100_000
+    fine = law.density((torch.arange(20_000) + 0.5) / 20_000).reshape(20, -1).mean(1) / 20
+    assert (histogram - fine).abs().max() < 5 * (0.6 * 0.4 / 100_000) ** 0.5 + 1e-4  # five standard errors, midpoints
+    short = law(1000, torch.empty(0, dtype=torch.float32), stream())
+    assert short.dtype == torch.float32
+    assert 0 <= short.min() <= short.max() <= 1
     assert (law.cumulative(t) - u).abs().max() < 1e-9
     assert (TimeLaw.cumulative(law, t) - u).abs().max() < 1e-9, "by bisection"
     # Kolmogorov-Smirnov against the quantile: 2.2 / sqrt(n) is exceeded with probability 1e-4.
@@ -153,3 +171,118 @@ def test_dyadic_pairs_lie_on_their_grid():
     assert torch.equal(s / span, (s / span).round())
     with pytest.raises(ValueError, match="levels must be at least 1"):
         build("training_times", {"name": "dyadic_pair", "levels": 0})
+
+
+# Laws for training that serve as grids too
+
+
+def test_sd3_laws_in_the_papers_clock():
+    """By decile, from the paper's formulas for the noise level: mode and CosMap are symmetric, so their clocks agree."""
+    u = (torch.arange(400_000) + 0.5) / 400_000
+    mode = 1 - u - 1.29 * (torch.cos(torch.pi / 2 * u) ** 2 - 1 + u)
+    cos_map = 1 - 1 / (torch.tan(torch.pi / 2 * u) + 1)
+    for name, noise, first in (
+        ("mode", mode, (0.47, 0.55, 0.69, 1.00, 2.30)),
+        ("cos_map", cos_map, (0.71, 0.86, 1.02, 1.16, 1.26)),
+    ):
+        law = build("training_times", name)
+        theirs = torch.histc(1 - noise, 10, 0, 1) / 40_000
+        assert (theirs[:5] - torch.tensor(first)).abs().max() < 0.01
+        edges = torch.linspace(0, 1, 11)
+        assert (10 * law.cumulative(edges).diff() - theirs).abs().max() < 1e-3
+    with pytest.raises(ValueError, match=r"scale must lie from -1 to below 2 / \(pi - 2\) = 1.75; got 1.76"):
+        build("training_times", {"name": "mode", "scale": 1.76})
+
+
+def test_shifts_multiply_and_leave_the_ends():
+    t = torch.linspace(0, 1, 11)
+    by = {a: build("training_times", {"name": "shifted", "shift": a}) for a in (0.5, 3.0, 1.5, 2.0)}
+    twice = build("training_times", {"name": "shifted", "shift": 0.5, "times": {"name": "shifted", "shift": 3.0}})
+    assert (twice.quantile(t) - by[1.5].quantile(t)).abs().max() < 1e-12
+    assert by[3.0].quantile(t)[[0, -1]].tolist() == [0, 1]
+    # In the paper's clock, noise tau = 1 - t: tau <- 3 tau / (1 + 2 tau).
+    tau = 1 - t
+    assert (1 - by[3.0].quantile(t) - 3 * tau / (1 + 2 * tau)).abs().max() < 1e-12
+    with pytest.raises(ValueError, match="shift must be > 0; got 0.0"):
+        build("training_times", {"name": "shifted", "shift": 0.0})
+
+
+@pytest.mark.parametrize("n", [60, 64])
+def test_segments_get_equal_shares_of_every_batch(n):
+    law = build("training_times", {"name": "segment", "segments": 6, "times": SKEWED})
+    g, counts = stream(), torch.zeros(6)
+    for _ in range(500):
+        found = torch.bincount((law.cumulative(law(n, torch.empty(0), g)) * 6).long(), minlength=6)
+        assert found.min() >= n // 6
+        assert found.max() <= n // 6 + (n % 6 > 0)
+        counts += found
+    share = counts / counts.sum()
+    assert (share - 1 / 6).abs().max() < 0.004  # five standard errors of where the odd ones go; 0 for 60
+    u = law.cumulative(law(6000, torch.empty(0), g))
+    assert abs((u * 6 % 1).mean() - 0.5) < 5 * 0.29 / 77, "uniform within each"
+    plain = build("training_times", {"name": "segment", "segments": 1})(n, torch.empty(0), stream())
+    assert abs(plain.mean() - 0.5) < 5 * 0.29 / n**0.5
+    with pytest.raises(ValueError, match="segments must be at least 1"):
+        build("training_times", {"name": "segment", "segments": 0})
+
+
+def test_boundary_mixed_has_its_shares_at_the_ends():
+    law = build("training_times", {"name": "boundary_mixed", "start": 0.1, "end": 0.2, "width": 0.0, "times": SKEWED})
+    t = law(100_000, torch.empty(0), stream())
+    for hit, want in ((t == 0, 0.1), (t == 1, 0.2)):
+        assert abs(hit.double().mean() - want) < 5 * (want * (1 - want) / 100_000) ** 0.5
+    inner = t[(t > 0) & (t < 1)]
+    assert abs(torch.logit(inner).mean() - 0.5) < 5 * 0.7 / 264
+    with pytest.raises(ValueError, match="a sum below 1"):
+        build("training_times", {"name": "boundary_mixed", "start": 0.5, "end": 0.5})
+
+
+def taught(law, rounds=60, n=256):
+    """A law that has heard losses 1 + 9 t, with noise, from its own times."""
+    g = stream(3)
+    for _ in range(rounds):
+        t = law(n, torch.empty(0), g)
+        law.reweighted(t, (1 + 9 * t) * (0.5 + torch.rand(n, generator=g)))
+    return law
+
+
+def test_loss_second_moment_draws_where_losses_are_large():
+    law = build("training_times", {"name": "loss_second_moment", "bins": 10, "history": 50, "uniform": 0.1})
+    grid = (torch.arange(1000) + 0.5) / 1000
+    even = law.reweighted(grid[:200], torch.ones(200))
+    assert torch.equal(even, torch.ones(200)), "uniform until every bin has its memory full"
+    assert (law.density(grid) == 1).all()
+    taught(law)
+    p, middle = law.density(grid), (grid * 10).floor() / 10 + 0.05
+    exact = 0.9 * (1 + 9 * middle) / (1 + 9 * middle).mean() + 0.1
+    # The root mean square of 50 losses of deviation 0.28 varies by 4 %; the largest of ten by less than 20 %.
+    assert (p / exact - 1).abs().max() < 0.2
+    assert abs(p.mean() - 1) < 1e-9
+    u = torch.linspace(0.001, 0.999, 500)
+    t, speed = torch.func.jvp(law.quantile, (u,), (torch.ones_like(u),))
+    assert (law.cumulative(t) - u).abs().max() < 1e-9
+    assert (law.density(t) * speed - 1).abs().max() < 1e-9
+
+
+def test_loss_second_moment_keeps_the_objective_and_lowers_its_variance():
+    law = taught(build("training_times", {"name": "loss_second_moment", "bins": 10}))
+    law.eval()
+    t = law(200_000, torch.empty(0), stream())
+    before = law.losses.clone()
+    ours = law.reweighted(t, (1 + 9 * t) ** 2)
+    plain = (1 + 9 * torch.rand(200_000, generator=stream())) ** 2
+    assert torch.equal(law.losses, before), "it does not learn in evaluation"
+    assert abs(ours.mean() - 37) < 5 * ours.std() / 447  # the integral of (1 + 9 t)^2
+    assert ours.var() < 0.7 * plain.var()
+
+
+def test_loss_second_moment_forgets_and_survives_bad_losses():
+    law = build("training_times", {"name": "loss_second_moment", "bins": 2, "history": 3})
+    t = torch.tensor([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4])
+    law.reweighted(t, torch.tensor([9.0, 1, 5, 2, 6, 3, 7]))
+    assert law.losses[0].sort().values.tolist() == [5, 6, 7], "the latest three"
+    assert law.losses[1].sort().values.tolist() == [1, 2, 3]
+    law.reweighted(t[:2], torch.tensor([torch.nan, torch.inf]))
+    assert law.losses.isfinite().all()
+    with pytest.raises(ValueError, match=r"uniform lie in \(0, 1\]; got 100, 10 and 0"):
+        build("training_times", {"name": "loss_second_moment", "uniform": 0.0})

@@ -10,7 +10,7 @@ from runs import same, small, train_quickly
 from torch import nn
 from truth import gaussian
 
-from flowmaps.build import build
+from flowmaps.build import build, resolve
 from flowmaps.core.flow_map import MeanVelocity
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.random import fold_in
@@ -152,6 +152,36 @@ def test_recipes_are_found_by_name_or_file(tmp_path):
 
 def step_of(loss, **options):
     return Step(MeanVelocity(MLP((3,), classes=4, width=16, depth=2)), loss, Independent(), Euclidean(), **options)
+
+
+def test_a_law_of_times_that_learns_is_told_the_losses_and_saved():
+    loss = build("losses", {"name": "lsd", "diagonal_times": {"name": "loss_second_moment", "bins": 4, "history": 2}})
+    step, g = step_of(loss), torch.Generator().manual_seed(0)
+    for _ in range(4):
+        step(torch.randn(32, 3, generator=g), torch.zeros(32, dtype=torch.long), generator=g)
+    kept = step.trained_state()
+    assert (kept["parts.loss_diagonal_times.seen"] >= 2).all()
+    assert (loss.diagonal_times.mass() != 0.25).any()
+    other = step_of(
+        build(
+            "losses",
+            resolve(
+                "losses", {"name": "lsd", "diagonal_times": {"name": "loss_second_moment", "bins": 4, "history": 2}}
+            ),
+        )
+    )
+    other.load_state_dict(kept, strict=False)
+    assert torch.equal(other.loss.diagonal_times.mass(), loss.diagonal_times.mass())
+
+
+@pytest.mark.slow
+def test_a_law_of_times_learns_in_a_compiled_loss():
+    """The first call is made twice and compared: what the law hears in between must not count."""
+    loss = build("losses", {"name": "flow_matching", "times": {"name": "loss_second_moment", "bins": 4, "history": 2}})
+    step, g = step_of(loss, compile=True), torch.Generator().manual_seed(0)
+    for _ in range(3):
+        step(torch.randn(32, 3, generator=g), torch.zeros(32, dtype=torch.long), generator=g, terms=False)
+    assert (loss.times.mass() != 0.25).any()
 
 
 def test_step_registers_what_trains_and_leaves_out_what_is_frozen():

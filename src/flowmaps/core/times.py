@@ -40,8 +40,12 @@ class TimeLaw(ABC):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
 
+    def reweighted(self, t: Tensor, loss: Tensor) -> Tensor:
+        """The losses [n] at times [n] that the law has drawn: as they are, unless the law learns from them."""
+        return loss
+
     def __call__(self, n: int, like: Tensor, generator: Random = None) -> Tensor:
-        """N training times [n], independent, on the device of `like` and at least float32."""
+        """N training times [n] on the device of `like` and at least float32; independent unless the law says else."""
         return self.quantile(uniform((n,), like, generator))
 
 

@@ -9,6 +9,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from ..core.flow_map import FlowMap
 from ..core.random import Random, Recorder, Tape, TapeError
+from ..core.target import parts
 from ..core.types import Loss, Pair
 
 TOLERANCE = 1e-3  # relative, of value and gradient; float32 agrees to about 1e-6, bfloat16 to a few 1e-4
@@ -43,7 +44,13 @@ class Compiled:
             raise TypeError("a compiled loss makes its own tape; give it the generator.")
         if self.recorder is None:
             recorder = Recorder(generator)
+            learned = [b for _, part in parts(self.loss, "loss") for b in part.buffers()]
+            before = [b.clone() for b in learned]
             eager = self.loss(model, pair, step=step, generator=recorder)
+            for now, then in zip(
+                learned, before, strict=True
+            ):  # what the loss learns by itself, such as a law of times
+                now.copy_(then)
             compiled = self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, recorder.kinds, step)
             self._check(model, eager, compiled)
             self.recorder = recorder

@@ -50,9 +50,7 @@ class Step(nn.Module):
     def trained_state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps: the state of all but frozen modules, such as teachers; averages are not frozen."""
         frozen = tuple(
-            f"parts.{name}."
-            for name, part in self.parts.items()
-            if not isinstance(part, Average) and not any(p.requires_grad for p in part.parameters())
+            f"parts.{name}." for name, part in self.parts.items() if not isinstance(part, Average) and _frozen(part)
         )
         return {name: value for name, value in self.state_dict().items() if not name.startswith(frozen or ("\0",))}
 
@@ -79,3 +77,9 @@ class Step(nn.Module):
             return pair
         cond = map_condition(lambda c, n: torch.where(drop.reshape(-1, *[1] * (c.ndim - 1)), n, c), pair.cond, null)
         return dataclasses.replace(pair, cond=cond)
+
+
+def _frozen(part: nn.Module) -> bool:
+    """Whether a module has parameters, and none is trained; one that has buffers only learns in its own way."""
+    parameters = list(part.parameters())
+    return bool(parameters) and not any(p.requires_grad for p in parameters)

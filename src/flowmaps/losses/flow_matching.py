@@ -62,4 +62,4 @@ def flow_matching(
     v = velocity(model, pair, x, w, t)
     error = distance(model.velocity(x, t, pair.cond), v)
     report("flow_matching", error)
-    return weighting(error, t, t)
+    return times.reweighted(t, weighting(error, t, t))
