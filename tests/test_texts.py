@@ -24,6 +24,7 @@ from flowmaps.spaces.euclidean import Euclidean
 
 SHAPE = (2, 8, 8)
 SMALL = {
+    "mmdit": {"width": 32, "depth": 2, "heads": 2},
     "mlp": {"width": 32, "depth": 3},
     "dit": {"width": 32, "depth": 2, "heads": 2},
     "unet": {"width": 16, "multipliers": [1, 2], "blocks": 1, "heads": 2},
