@@ -13,6 +13,7 @@ from flowmaps.core.flow_map import MeanVelocity
 from flowmaps.nets._embedding import TwoTimes, wave_features
 
 SMALL = {
+    "jit": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "bottleneck": 6, "context": 3, "start": 1},
     "mmdit": {"width": 32, "depth": 2, "heads": 2},
     "mlp": {"width": 32, "depth": 3},
     "dit": {"width": 32, "depth": 2, "heads": 2},
@@ -25,7 +26,7 @@ SHAPE = (2, 8, 8)
 
 
 # Networks that give zero at the start, whatever they see.
-ZERO = ["mmdit", "dit", "unet"]
+ZERO = ["jit", "mmdit", "dit", "unet"]
 
 
 def fresh(name, classes=3, shape=SHAPE, **options):

@@ -24,6 +24,7 @@ from flowmaps.spaces.euclidean import Euclidean
 
 SHAPE = (2, 8, 8)
 SMALL = {
+    "jit": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "bottleneck": 6, "context": 3, "start": 1},
     "mmdit": {"width": 32, "depth": 2, "heads": 2},
     "mlp": {"width": 32, "depth": 3},
     "dit": {"width": 32, "depth": 2, "heads": 2},

@@ -29,7 +29,7 @@ class DataPrediction(FlowMap):
         Table 1, x-prediction with a loss of velocities; least as in the release.
     Differs: any path; for t other than s the network predicts the end of the chord from s through t, which is ours.
         Where a < least the paper scales the target like the prediction, so that the network always predicts data; that
-        is the velocity "within_reach", and with any other the network learns what makes the velocity right.
+        is the velocity "clamped", and with any other the network learns what makes the velocity right.
     """
 
     def __init__(self, net: nn.Module, interpolant: Interpolant = Linear(), least: float = 0.05) -> None:
