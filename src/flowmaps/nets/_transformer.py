@@ -65,7 +65,7 @@ def turned(x: Tensor, rotation: Tensor | None) -> Tensor:
     if rotation is None:
         return x
     cos, sin = rotation.to(x.dtype)
-    a, b = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    a, b = x.reshape(*x.shape[:-1], x.shape[-1] // 2, 2).unbind(-1)
     return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).flatten(-2)
 
 
@@ -148,8 +148,8 @@ class Block(nn.Module):
 
 def apart(z: Tensor, count: int, heads: int) -> tuple[Tensor, ...]:
     """Tokens [B, L, count width] as `count` of [B, heads, L, width / heads]."""
-    # Not by unflatten, which the compiler cannot follow inside a derivative.
-    return z.reshape(*z.shape[:2], count, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    # Not by unflatten, which the compiler cannot follow inside a derivative; and for batches of none, no -1.
+    return z.reshape(*z.shape[:2], count, heads, z.shape[2] // (count * heads)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def joined(y: Tensor) -> Tensor:
