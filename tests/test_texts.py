@@ -24,6 +24,11 @@ from flowmaps.spaces.euclidean import Euclidean
 
 SHAPE = (2, 8, 8)
 SMALL = {
+    "blockwise_dit": {"width": 32, "segments": 3, "trunk": 1, "depth": 1, "residual": 1, "heads": 2, "rank": 8},
+    "arflow": {"width": 32, "depth": 2, "heads": 2},
+    "edm2_unet": {"width": 16, "multipliers": [1, 2], "blocks": 1, "head": 16, "attention": [4]},
+    "jit": {"width": 32, "depth": 2, "heads": 2, "patch": 2, "bottleneck": 6, "context": 3, "start": 1},
+    "mmdit": {"width": 32, "depth": 2, "heads": 2},
     "mlp": {"width": 32, "depth": 3},
     "dit": {"width": 32, "depth": 2, "heads": 2},
     "unet": {"width": 16, "multipliers": [1, 2], "blocks": 1, "heads": 2},

@@ -11,8 +11,11 @@ from flowmaps.build import build, names
 from flowmaps.core.calculus import d_ds, d_dt
 from flowmaps.core.flow_map import EulerMap, Integrated, MeanVelocity, Preconditioned, TrigFlow
 from flowmaps.core.interpolant import Linear
+from flowmaps.core.types import Pair
 from flowmaps.interpolants.variance_exploding import VarianceExploding
+from flowmaps.maps.data_prediction import DataPrediction
 from flowmaps.samplers.heun import Heun
+from flowmaps.velocities.clamped import Clamped
 
 
 class Wiggle(nn.Module):
@@ -109,3 +112,42 @@ def test_preconditioning_is_exact_for_gaussian_data_and_gives_the_network_unit_v
 def test_integrated_needs_a_step():
     with pytest.raises(ValueError, match=r"steps must be at least 1; got 0\."):
         Integrated(MeanVelocity(Wiggle((3,))), Heun(), 0)
+
+
+class Ends(Wiggle):
+    """A network that predicts the datum of a given path through x at s, whatever it sees."""
+
+    def __init__(self, data):
+        super().__init__((3,))
+        self.data = data
+
+    def forward(self, x, s, t, cond=None):
+        return self.data(x, s)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("path", ["linear", "trigonometric"])
+def test_a_prediction_of_the_data_mean_is_the_marginal_velocity(shape, path):
+    """Up to where the divisor is bounded, and the clamped velocity's beyond, at which the prediction stays the datum."""
+    path = build("interpolants", path)
+    flow = gaussian(shape, path)
+    x, s, _, _ = draws(64, shape)
+    s = torch.cat([s[:32], 1 - 0.02 * s[32:]])
+    f = DataPrediction(Ends(lambda x, s: path.data_from_velocity(flow.velocity(x, s), x, s)), path)
+    share = (path.alpha(s) / 0.05).clamp_max(1).reshape(-1, *[1] * len(shape))
+    assert (f.velocity(x, s) - share * flow.velocity(x, s)).abs().max() < 1e-10
+    assert (share < 1).any()
+    x0, x1 = torch.randn(2, 64, *shape, generator=stream())
+    x, w = path.draw(Pair(x0, x1), s)
+    exact = DataPrediction(Ends(lambda x, s: x1), path)
+    assert (exact.velocity(x, s) - Clamped(interpolant=path)(exact, Pair(x0, x1), x, w, s)).abs().max() < 1e-10
+
+
+def test_a_prediction_of_the_data_is_where_the_jump_to_them_lands():
+    f, net = DataPrediction(Wiggle((3,))), Wiggle((3,))
+    x, s, _, _ = draws(16, (3,))
+    s, one = 0.95 * s, torch.ones(16)
+    assert (f(x, s, one) - net(x, s, one)).abs().max() < 1e-13
+    for form in (lambda: DataPrediction(net, least=0.0), lambda: Clamped(least=0.0)):
+        with pytest.raises(ValueError, match=r"least must be > 0, .*; got 0.0"):
+            form()

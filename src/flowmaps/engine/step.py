@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.constraint import put_back
 from ..core.flow_map import FlowMap
 from ..core.random import Random, uniform
 from ..core.report import listen
@@ -43,7 +44,8 @@ class Step(nn.Module):
         self.parts = nn.ModuleDict(dict(part for name, thing in plain.items() for part in parts(thing, name)))
 
     def follow(self) -> None:
-        """Move the averages that the loss holds; to be called after each step of the optimizer."""
+        """Put constrained weights back, and move the averages of the loss; to be called after each optimizer step."""
+        put_back(self)
         for average in self.averages:
             average.follow(self.model)
 

@@ -80,11 +80,40 @@ class Text(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids [B, L] -> [B, width]."""
-        weight = self.place.weight
-        place = torch.arange(tokens.shape[1], device=tokens.device, dtype=weight.dtype)
-        each = nn.functional.silu(self.words(tokens) + self.place(wave_features(place / 64, 8, 64.0)))
-        said = (tokens != 0).to(weight.dtype)[..., None]
+        each, said = self.each(tokens)
+        said = said.to(each.dtype)[..., None]
         return self.mix((each * said).sum(1) / said.sum(1).clamp_min(1))
+
+    def each(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids [B, L] -> words at their places [B, L, width], and where there are words [B, L]."""
+        place = torch.arange(tokens.shape[1], device=tokens.device, dtype=self.place.weight.dtype)
+        each = nn.functional.silu(self.words(tokens) + self.place(wave_features(place / 64, 8, 64.0)))
+        return each, tokens != 0
+
+
+class Embedded(nn.Module):
+    """Texts that another network has embedded, [B, L, context] -> [B, width]: a perceptron of the mean over tokens.
+
+    A token of zeros stands for no word. Tokens have no places here: a text encoder has told them theirs.
+
+    Args:
+        context: width of the tokens.
+        width: of the embedding.
+    """
+
+    def __init__(self, context: int, width: int) -> None:
+        super().__init__()
+        self.context = context
+        self.enter = nn.Linear(context, width)
+        self.mix = nn.Sequential(nn.Linear(context, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, L, context] -> [B, width]."""
+        return self.mix(tokens.sum(1) / tokens.any(-1).sum(1).clamp_min(1)[:, None])
+
+    def each(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, L, context] -> the tokens [B, L, width], and where there are any [B, L]."""
+        return self.enter(tokens), tokens.any(-1)
 
 
 # What a number is when it is not given: no guidance, or guidance at all times; every other number is zero.
@@ -104,18 +133,25 @@ class Condition(nn.Module):
         width: of the embedding.
         numbers: names of the numbers.
         vocabulary: number of token ids, with 0 for no word; 0 for labels.
+        context: width of the tokens of texts that are embedded already, [B, L, context] in place of ids; 0 for none.
     """
 
-    def __init__(self, classes: int, width: int, numbers: Sequence[str] = (), vocabulary: int = 0) -> None:
+    def __init__(
+        self, classes: int, width: int, numbers: Sequence[str] = (), vocabulary: int = 0, context: int = 0
+    ) -> None:
         super().__init__()
-        if classes and vocabulary:
+        if bool(classes) + bool(vocabulary) + bool(context) > 1:
+            texts = f"a vocabulary of {vocabulary}" if vocabulary else f"a context of width {context}"
             raise ValueError(
-                f"a network must take labels or texts; got {classes} classes and a vocabulary of {vocabulary}. Leave "
-                "net.vocabulary out, or write the labels as words."
+                f"a network must take labels or texts; got {classes} classes and {texts}. Leave net.vocabulary and "
+                "net.context out, or write the labels as words."
             )
         self.classes, self.vocabulary = classes, vocabulary
+        self.form = ("B",)
         if vocabulary:
-            self.table = Text(vocabulary, width)
+            self.form, self.table = ("B", "L"), Text(vocabulary, width)
+        elif context:
+            self.form, self.table = ("B", "L", "context"), Embedded(context, width)
         else:
             self.table = nn.Embedding(classes + 1, width)
             nn.init.normal_(self.table.weight, std=0.3)
@@ -134,13 +170,7 @@ class Condition(nn.Module):
                 f"a condition must hold what the network was built for, label and {list(self.numbers)}; got "
                 f"{sorted(unknown)}. Name them in net.numbers."
             )
-        label = given["label"] if "label" in given else self.null(batch)
-        if label.ndim != (2 if self.vocabulary else 1):
-            raise ValueError(
-                f"a condition must be {'token ids [B, L]' if self.vocabulary else 'labels [B]'}; got shape "
-                f"{tuple(label.shape)}. Texts need net.vocabulary, labels go without it."
-            )
-        y = self.table(label)
+        y = self.table(self._label(given, batch))
         for name, layer in self.numbers.items():
             if name in given:
                 number = given[name].to(y.dtype)
@@ -148,9 +178,29 @@ class Condition(nn.Module):
                 y = y + self.mix[name](layer(wave_features(number, 8, 8.0)) - layer(wave_features(neutral, 8, 8.0)))
         return y
 
+    def tokens(self, cond: Any, batch: int) -> tuple[Tensor, Tensor | None]:
+        """A condition word by word [B, L, width], and where there are words [B, L]; a label is one word, without."""
+        label = self._label(cond if isinstance(cond, dict) else {} if cond is None else {"label": cond}, batch)
+        if isinstance(self.table, nn.Embedding):
+            return self.table(label)[:, None], None
+        return self.table.each(label)
+
+    def _label(self, given: dict[str, Any], batch: int) -> Tensor:
+        label = given["label"] if "label" in given else self.null(batch)
+        if label.ndim != len(self.form):
+            what = {1: "labels", 2: "token ids", 3: "tokens"}[len(self.form)]
+            raise ValueError(
+                f"a condition must be {what} [{', '.join(self.form)}]; got shape {tuple(label.shape)}. Texts need "
+                "net.vocabulary, or net.context when they are embedded; labels go without."
+            )
+        return label
+
     def null(self, batch: int) -> Tensor:
         """The null label for a batch [B]; a text of no words [B, 1], which broadcasts against texts of any length."""
-        device = next(self.table.parameters()).device
+        weight = next(self.table.parameters())
+        device = weight.device
         if self.vocabulary:
             return torch.zeros(batch, 1, dtype=torch.long, device=device)
+        if isinstance(self.table, Embedded):
+            return torch.zeros(batch, 1, self.table.context, dtype=weight.dtype, device=device)
         return torch.full((batch,), self.classes, device=device)

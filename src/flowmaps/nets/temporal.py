@@ -54,7 +54,7 @@ class Temporal(nn.Module):
         spans, starts = ((t - s)[:, None] * share).flatten(), s.repeat_interleave(m)
         waves = [wave_features(z, self.frequencies, self.highest).to(x.dtype) for z in (starts, spans)]
         states = x.flatten(1).repeat_interleave(m, 0)
-        h = self.enter(torch.cat([states, *waves], 1)).unflatten(0, (-1, m)) + self.labels(cond, len(x))[:, None]
+        h = self.enter(torch.cat([states, *waves], 1)).reshape(len(x), m, -1) + self.labels(cond, len(x))[:, None]
         for layer, mix in zip(self.hidden, self.mix, strict=True):
             h = mix(h + layer(self.dropout(nn.functional.silu(h))))
         y = self.leave(nn.functional.silu(h))

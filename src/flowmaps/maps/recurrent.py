@@ -1,0 +1,5 @@
+"""The network is the mean velocity, and remembers."""
+
+from ..core.recurrent import Recurrent
+
+__all__ = ["Recurrent"]

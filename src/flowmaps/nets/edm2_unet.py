@@ -1,0 +1,155 @@
+"""A convolutional network in which signals, weights and steps keep their magnitude."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ._embedding import Condition
+from ._magnitude import Waves, Weighted, beside, mixed, normalised, silu
+
+__all__ = ["EDM2UNet"]
+
+
+class _Times(nn.Module):
+    """Departure time and span, embedded alike and mixed: [B], [B] -> [B, width]."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.departure_waves, self.span_waves = Waves(count), Waves(count)
+        self.departure, self.span = Weighted(count, width), Weighted(count, width)
+
+    def forward(self, s: Tensor, t: Tensor) -> Tensor:
+        return mixed(self.departure(self.departure_waves(s)), self.span(self.span_waves(t - s)))
+
+
+class _Block(nn.Module):
+    """Halve or double if asked to, a residual branch that the condition scales, then attention if asked to."""
+
+    def __init__(
+        self, channels: int, out: int, told: int, dropout: float, *, decodes: bool, attends: int = 0, resample: str = "",
+        joins: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.decodes, self.attends, self.resample, self.joins = decodes, attends, resample, joins
+        self.skip = Weighted(channels, out, 1) if channels != out else nn.Identity()
+        self.first, self.second = Weighted(channels if decodes else out, out, 3), Weighted(out, out, 3)
+        self.told, self.gain = Weighted(told, out), nn.Parameter(torch.zeros([]))
+        self.dropout = nn.Dropout(dropout)
+        if attends:
+            self.qkv, self.project = Weighted(out, 3 * out, 1), Weighted(out, out, 1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        if self.resample == "down":
+            x = F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if not self.decodes:
+            x = normalised(self.skip(x), 1)
+        y = self.first(silu(x)) * (self.told(cond, self.gain) + 1)[:, :, None, None]
+        y = self.second(self.dropout(silu(y)))
+        x = mixed(self.skip(x) if self.decodes else x, y, 0.3)
+        if self.attends:
+            x = mixed(x, self._attend(x), 0.3)
+        return x.clamp(-256, 256)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Cosine attention: queries, keys and values have unit magnitude at every place."""
+        qkv = self.qkv(x).reshape(len(x), self.attends, -1, 3, x.shape[2] * x.shape[3])
+        q, k, v = normalised(qkv, 2).transpose(2, 4).unbind(3)
+        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape))
+
+
+class EDM2UNet(nn.Module):
+    """net(x, s, t, label) for images: the magnitude-preserving U-Net, without biases or learned norms.
+
+    Every operation keeps unit variance; weights have unit norm and are put back to it after each step, so that the
+    learning rate alone says how far they turn: decay it as 1 / sqrt(steps). The output is zero at the start.
+
+    Args:
+        shape: of one image, (C, H, W), of unit variance: use the map "preconditioned".
+        classes: number of labels; 0 for none.
+        width: channels at full resolution; 192 in the published network S, 128 in XS.
+        multipliers: channels over width at each resolution, from full to lowest; 1, 2, 3, 4 as published.
+        blocks: residual blocks per resolution; 3 as published.
+        attention: shorter sides of the resolutions with attention; the middle always has it.
+        head: channels per attention head.
+        dropout: share of channels' values dropped in training.
+        numbers: names of numbers that a condition may hold beside the label, such as "guidance".
+        vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
+        outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Source: Karras, Aittala, Lehtinen, Hellsten, Aila & Laine, Analyzing and improving the training dynamics of
+        diffusion models, 2023, arXiv:2312.02696, configuration G, Figure 21 of Appendix B.
+    Differs: two times, in place of the logarithm of the noise; conditions are embedded as in the other networks here
+        and then normalised, and no condition has an embedding of its own, which is zero there; weights are put back
+        after a step, there before an evaluation, which makes no difference to what is computed.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], classes: int = 0, width: int = 64, multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2, attention: Sequence[int] = (16, 8), head: int = 64, dropout: float = 0.0,
+        numbers: Sequence[str] = (), vocabulary: int = 0, outputs: int = 1,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        channels, height, side = shape
+        halvings, sizes = 2 ** (len(multipliers) - 1), [width * m for m in multipliers]
+        attends = [min(height, side) >> level in attention for level in range(len(sizes))]
+        if height % halvings or side % halvings or any(sizes[i] % head for i in range(len(sizes)) if attends[i]):
+            raise ValueError(
+                f"the image must halve {len(sizes) - 1} times and head divide the channels where there is attention; "
+                f"got {height} x {side}, and heads of {head} for {sizes} channels."
+            )
+        told = max(sizes)
+        self.times, self.labels = _Times(width, told), Condition(classes, told, numbers, vocabulary)
+        self.enter = Weighted(channels + 1, width, 3)
+        self.down, self.up, stack, now = nn.ModuleList(), nn.ModuleList(), [width], width
+        for level, size in enumerate(sizes):
+            heads = size // head if attends[level] else 0
+            if level:
+                self.down.append(_Block(now, now, told, dropout, decodes=False, resample="down"))
+                stack.append(now)
+            for _ in range(blocks):
+                self.down.append(_Block(now, size, told, dropout, decodes=False, attends=heads))
+                stack.append(now := size)
+        self.up.append(_Block(now, now, told, dropout, decodes=True, attends=max(1, now // head)))
+        self.up.append(_Block(now, now, told, dropout, decodes=True))
+        for level, size in reversed(list(enumerate(sizes))):
+            heads = size // head if attends[level] else 0
+            if level < len(sizes) - 1:
+                self.up.append(_Block(now, now, told, dropout, decodes=True, resample="up"))
+            for _ in range(blocks + 1):
+                wide = now + stack.pop()
+                self.up.append(_Block(wide, size, told, dropout, decodes=True, attends=heads, joins=True))
+                now = size
+        self.leave, self.gain, self.outputs = Weighted(now, channels * outputs, 3), nn.Parameter(torch.zeros([])), outputs
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
+        return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
+
+    def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """What the blocks are told of times [B] and condition: [B, width of the widest]."""
+        return silu(mixed(self.times(s, t), normalised(self.labels(cond, len(s)), 1)))
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks."""
+        return len(self.down) + len(self.up)
+
+    def body(self, x: Tensor, told: Sequence[Tensor]) -> Tensor:
+        """The network with what each block is told: the first `depth` of these, from first to last."""
+        c = iter(told)
+        skips = [self.enter(torch.cat([x, torch.ones_like(x[:, :1])], 1))]
+        for block in self.down:
+            skips.append(block(skips[-1], next(c)))
+        h = skips[-1]
+        for block in self.up:
+            h = block(beside(h, skips.pop()) if block.joins else h, next(c))
+        y = self.leave(h, self.gain)
+        return y if self.outputs == 1 else y.reshape(len(y), self.outputs, -1, *y.shape[2:])
+
+    def null_condition(self, batch: int) -> Tensor:
+        """The null label, or the text of no words, for a batch."""
+        return self.labels.null(batch)
