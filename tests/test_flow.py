@@ -13,6 +13,7 @@ from flowmaps.core.flow_map import EulerMap, FlowMap
 from flowmaps.core.interpolant import Linear
 from flowmaps.couplings.independent import Independent
 from flowmaps.flow import Flow
+from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.interpolants.variance_exploding import VarianceExploding
 from flowmaps.spaces.euclidean import Euclidean
 
@@ -83,6 +84,35 @@ def test_guidance_sharpens():
     a, b = (flow.sample(50, 20, label=0, sampler="heun", guidance=g) for g in (1.0, 3.0))
     assert not torch.equal(a, b)
     assert torch.equal(flow.sample(5, 2, label=0, guidance=1.0), flow.sample(5, 2, label=0))
+
+
+def test_guidance_by_name_table_and_function():
+    flow = labelled()
+
+    def drawn(guidance, **options):
+        return flow.sample(5, 3, label=1, sampler="euler", guidance=guidance, **options)
+
+    plain, cfg = drawn(1.0), drawn(2.0)
+    assert torch.equal(drawn("cfg"), cfg)
+    assert torch.equal(drawn({"name": "cfg", "scale": 2.0}), cfg)
+    assert torch.equal(drawn(lambda model: build("guidance", "cfg", model=model)), cfg)
+    assert torch.equal(drawn({"name": "interval", "low": 0, "high": 1}), cfg)
+    assert torch.equal(drawn({"name": "interval", "guidance": {"name": "raag", "scale": 1.0}}), plain)
+    assert torch.allclose(drawn({"name": "autoguidance", "weak": flow.model}), plain)
+    with pytest.raises(ValueError, match="no guidance named 'cgf'. Did you mean 'cfg'"):
+        drawn("cgf")
+    with pytest.raises(ValueError, match="CFG has no option 'scal'. Did you mean 'scale'"):
+        drawn({"name": "cfg", "scal": 2.0})
+    # The path goes to the guidance, and the guided map to a grid that is searched for.
+    turned = dataclasses.replace(flow, interpolant=Trigonometric())
+    assert turned.guided("cfg_plus_plus").interpolant == Trigonometric()
+    assert flow.guided("cfg_plus_plus").interpolant == Linear()
+    boss = {"name": "boss", "nodes": 12}
+    assert not torch.equal(flow.times(3, boss), flow.times(3, boss, guidance=4.0))
+    assert torch.equal(drawn(4.0, grid=boss), flow.sample(
+        5, flow.times(3, boss, guidance=4.0).tolist(), label=1, sampler="euler", guidance=4.0
+    ))  # fmt: skip
+    assert not torch.equal(flow.times(3, "power"), turned.times(3, "power"))
 
 
 @pytest.mark.parametrize(

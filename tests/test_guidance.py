@@ -306,6 +306,9 @@ def test_cfg_zero_star_stands_still_at_first():
     zero = torch.zeros(12)
     assert steered.velocity(x, zero, cond).abs().max() == 0
     assert torch.equal(steered(x, zero, torch.full((12,), 0.04), cond), x)
+    true = labelled((2,))
+    plain = build("guidance", {"name": "cfg_zero_star", "scale": 1.0}, model=true)
+    assert (plain(x, zero, zero + 0.7, cond) - true(x, zero + 0.04, zero + 0.7, cond)).abs().max() < 1e-9
     with pytest.raises(ValueError, match=r"still must lie in \[0, 1\); got 1.0"):
         build("guidance", {"name": "cfg_zero_star", "still": 1.0}, model=model)
 

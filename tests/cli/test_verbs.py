@@ -38,6 +38,11 @@ def flow(*words, cwd=None, code=0, **options):
     return done.stdout + done.stderr
 
 
+def inside(*words):
+    """The same in this process, where starting up costs nothing."""
+    return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False).output
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "tiny"
@@ -161,6 +166,45 @@ def test_evaluate(run, tmp_path):
     assert json.loads(kept)["sampler"] == "jump", "another file leaves the run's own alone"
 
 
+def test_guidance_and_grids_by_name_or_table(run, tmp_path):
+    held, weak = flowmaps.load(run[0]), sorted((run[0] / "checkpoints").iterdir())[0]
+    where = ["--n", 4, "--steps", 3, "--label", 3, "--out", tmp_path / "g.png", "--raw", tmp_path / "x.npz"]
+    for words, options in (
+        (["--guidance", "cfg_zero_star"], {"guidance": "cfg_zero_star"}),
+        (["--guidance", "{name='raag', scale=5}", "--grid", "shift"], {"guidance": {"name": "raag", "scale": 5.0}, "grid": "shift"}),
+        (["--guidance", f"{{name='autoguidance', weak='{weak}'}}"], {"guidance": {"name": "autoguidance", "weak": str(weak)}}),
+        (
+            ["--grid", "{name='law', times={name='logit_normal', std=0.5}}", "--sampler", "{name='gamma', gamma=0.3}"],
+            {"grid": {"name": "law", "times": {"name": "logit_normal", "std": 0.5}}, "sampler": {"name": "gamma", "gamma": 0.3}},
+        ),
+    ):  # fmt: skip
+        inside("sample", run[0], *where, *words)
+        wanted = held.sample(4, 3, label=3, **options)
+        assert np.array_equal(np.load(tmp_path / "x.npz")["steps_3"], wanted.numpy()), words
+        assert not torch.equal(wanted, held.sample(4, 3, label=3))
+    for name, message in (
+        ("rag", "no guidance named 'rag'. Did you mean 'raag'"),
+        ("classifier", "Classifier needs the option 'log_prob'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            inside("sample", run[0], *where, "--guidance", name)
+
+
+def test_evaluate_trajectories(run, tmp_path):
+    out = tmp_path / "e.json"
+    text = inside("evaluate", run[0], "--steps", "2", "--n", 50, "--trajectories", "--guidance", "raag", "--out", out)
+    result = json.loads(out.read_text())
+    assert result["rows"][0]["evaluations"] == 4
+    assert result["guidance"] == "raag"
+    found = result["trajectories"]
+    assert 0 < found["over_length"] < 10
+    assert 0 < found["explained_1"] < found["explained_2"] < found["explained_3"] <= 1
+    assert found["total_curvature"] > 0
+    assert len(found["by_time"]["turning"]) == len(found["by_time"]["time"]) == 33
+    assert Image.open(out.with_suffix(".png")).size[0] > 600
+    assert re.search(rf"total curvature, radians +│ {found['total_curvature']:.4g} ", text)
+
+
 def test_resume_and_new_folders(tmp_path):
     flow("train", "digits", *TINY, "--quiet", cwd=tmp_path)
     first = tmp_path / "runs" / "digits-001"
@@ -206,9 +250,7 @@ def test_interrupting_saves_says_how_and_fails(tmp_path):
 
 
 def test_list_show_cite(tmp_path):
-    def flow(*words):
-        return CliRunner().invoke(app, words, catch_exceptions=False).output
-
+    flow = inside
     text = flow("list")
     assert all(kind in text for kind in kinds())
     for kind in kinds():

@@ -5,13 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from truth import SHAPES, TrueNet, gaussian, stream
+from truth import SHAPES, TrueNet, eight_gaussians, gaussian, stream
 
-from flowmaps.core.flow_map import EulerMap, MeanVelocity
+from flowmaps.build import build
+from flowmaps.core.flow_map import Counted, EulerMap, MeanVelocity
 from flowmaps.core.interpolant import Linear
+from flowmaps.core.sampling import Jump, RungeKutta4, trajectory
 from flowmaps.core.types import Pair
 from flowmaps.metrics.classifier_two_sample import classifier_two_sample
+from flowmaps.metrics.curvature import curvature
 from flowmaps.metrics.energy_distance import energy_distance
+from flowmaps.metrics.explained_variance import explained_variance
 from flowmaps.metrics.function_evaluations import function_evaluations
 from flowmaps.metrics.histogram_kl import histogram_kl
 from flowmaps.metrics.identity_residuals import identity_residuals
@@ -19,8 +23,9 @@ from flowmaps.metrics.label_agreement import label_agreement
 from flowmaps.metrics.map_error import map_error
 from flowmaps.metrics.maximum_mean_discrepancy import maximum_mean_discrepancy
 from flowmaps.metrics.sliced_wasserstein import sliced_wasserstein
+from flowmaps.metrics.straightness import straightness
+from flowmaps.oracles.gaussian import Gaussian
 from flowmaps.samplers.heun import Heun
-from flowmaps.samplers.runge_kutta4 import RungeKutta4
 
 
 def normals(n, d=2, shift=0.0, seed=0):
@@ -105,6 +110,91 @@ def test_function_evaluations_are_counted():
     flow, x = gaussian(), torch.zeros(1, 3)
     assert function_evaluations(flow, Heun(), 5, x) == 10
     assert function_evaluations(flow, RungeKutta4(), 3, x) == 12
+
+
+def test_evaluations_of_guided_maps_are_those_of_their_networks():
+    model = eight_gaussians(labels=torch.arange(8) % 3, steps=1)
+    x, cond = torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
+
+    def count(sampler, number, **table):
+        return function_evaluations(build("guidance", table, model=model), sampler, number, x, cond)
+
+    assert count(Heun(), 5, name="cfg") == 20
+    assert count(Jump(), 3, name="autoguidance", weak=eight_gaussians(steps=1)) == 6, "the weak map counts too"
+    assert count(Jump(), 1, name="guided_flows", steps=3) == 2 * 3 * 4
+    # Times 0, 0.25, 0.5, 0.75 of Euler steps: two of them inside.
+    assert count(build("samplers", "euler"), 4, name="interval", low=0.2, high=0.6) == 6
+    guided = build("guidance", "raag", model=model)
+    assert function_evaluations(guided, Jump(), 4, x, cond) == 8
+    assert not [part for part in guided.modules() if isinstance(part, Counted)], "the map is left alone"
+
+
+def paths(model, x0, n=32):
+    times = torch.linspace(0, 1, n + 1)
+    states = trajectory(model, x0, times, sampler=RungeKutta4())
+    return times, states, torch.stack([model.velocity(x, t.expand(len(x))) for t, x in zip(times, states, strict=True)])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 2, 3)])
+def test_trajectories_of_a_gaussian_in_closed_form(shape):
+    """X_t = t m + S_t x0, S_t^2 = (1 - t)^2 + t^2 s^2: all derivatives, and with one s for all a curve in a plane."""
+    x0 = torch.randn(40, *shape, generator=stream())
+    for equal in (True, False):
+        flow = gaussian(shape)
+        std = torch.full(shape, 0.4) if equal else flow.std
+        flow = Gaussian(flow.mean, std)
+        times, states, velocities = paths(flow, x0, 200)
+        t = times.reshape(-1, *[1] * (1 + len(shape)))
+        size = ((1 - t) ** 2 + (t * std) ** 2).sqrt()
+        first = (t * std**2 - (1 - t)) / size
+        second = (std**2 + 1 - first**2) / size
+        s, bend = straightness(times, states, velocities)
+        want = ((first - (std - 1)) * x0).square().flatten(1).mean(1)
+        assert (bend - want).abs().max() < 1e-6  # the solver's error
+        assert abs(s - float(want[1:-1].sum() + (want[0] + want[-1]) / 2) / 200) < 1e-7
+        v, a = ((flow.mean * speed + z * x0).flatten(2) for speed, z in ((1.0, first), (0.0, second)))
+        turn = (a - (a * v).sum(2, keepdim=True) * v / v.square().sum(2, keepdim=True)).norm(dim=2) / v.norm(dim=2)
+        assert (curvature(flow, times, states, velocities) / turn.mean(1) - 1).abs().max() < 1e-6
+        share = explained_variance(states)
+        assert share[0] < 1 - 1e-3
+        assert (share[1] > 1 - 1e-9) == equal, "one s for all: the plane of m and x0"
+    assert straightness(times, states, velocities)[0] > 1e-3
+
+
+def test_straight_trajectories():
+    """What reflow leads to, here x1 = 3 x0 + m at constant speed; and a straight one at varying speed."""
+    m, x0 = torch.tensor([2.0, -1.0]), torch.randn(20, 2, generator=stream())
+
+    def steady(x, t, cond):
+        return 2 * (x - t[:, None] * m) / (1 + 2 * t[:, None]) + m
+
+    def faster(x, t, cond):
+        return 2 * t[:, None] * m.expand_as(x)
+
+    for v, is_steady in ((steady, True), (faster, False)):
+        model = EulerMap(v)
+        times, states, velocities = paths(model, x0)
+        assert (straightness(times, states, velocities)[0] < 1e-9) == is_steady
+        # At t = 0 the second does not move yet, and has no direction.
+        assert curvature(model, times[1:], states[1:], velocities[1:]).abs().max() < 1e-6
+        assert (explained_variance(states, 2) - 1).abs().max() < 1e-9
+    # The integral of |(2 t - 1) m|^2 is |m|^2 / 3, per dimension; the trapezoidal rule's error is 2 / (3 n^2) |m|^2.
+    assert straightness(times, states, velocities)[0] == pytest.approx(5 / 3 / 2, abs=2 / 3 / 32**2 * 2.5 * 1.01)
+
+
+def test_curvature_of_a_circle():
+    """A rotation by w turns all trajectories by w, whatever their radius; a circle lies in a plane, not in a line."""
+    w, x0 = 2.5, torch.randn(20, 2, generator=stream())
+    model = EulerMap(lambda x, t, cond: w * torch.stack([-x[:, 1], x[:, 0]], 1))
+    times, states, velocities = paths(model, x0)
+    rate = curvature(model, times, states, velocities)
+    assert (rate - w).abs().max() < 1e-9
+    share = explained_variance(states, 4)
+    assert share[0] < 0.95
+    assert share[1:].tolist() == pytest.approx([1, 1, 1], abs=1e-9)
+    # E|X' - chord|^2 = E|x0|^2 (w^2 + |c|^2 - 2 w <direction, c>), integrated: w^2 - 4 sin^2(w / 2), per dimension.
+    want = (w**2 - 4 * math.sin(w / 2) ** 2) * float(x0.square().mean())
+    assert straightness(times, states, velocities)[0] == pytest.approx(want, rel=2e-3)
 
 
 def test_identity_residuals_of_a_known_map():

@@ -153,10 +153,9 @@ def print_evaluation(run: Path, file: Path | None = None) -> None:
         table.add_row(*(f"{v:.4g}" if isinstance(v := row.get(c, ""), float) else str(v) for c in columns))
     Console().print(table)
     if "trajectories" in result:
-        shape = Table(caption=result["trajectories"]["protocol"], caption_justify="left")
-        for column in SHAPE.values():
-            shape.add_column(column, justify="right")
-        shape.add_row(*(f"{result['trajectories'][c]:.4g}" for c in SHAPE))
+        shape = Table("trajectories", "", caption=result["trajectories"]["protocol"], caption_justify="left")
+        for measure, title in SHAPE.items():
+            shape.add_row(title, f"{result['trajectories'][measure]:.4g}")
         Console().print(shape)
     accuracy = result["rows"][0].get("classifier_accuracy")
     if accuracy is not None:

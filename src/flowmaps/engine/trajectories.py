@@ -13,10 +13,11 @@ from ..metrics.explained_variance import explained_variance
 from ..metrics.straightness import straightness
 
 STEPS = 32
-# What is measured, and how it is headed in tables.
+# What is measured, and what it is called in tables.
 SHAPE = {
-    "straightness": "straightness S", "over_length": "S / E|X_1 - X_0|²", "total_curvature": "total curvature, rad",
-    "explained_1": "in a line", "explained_2": "in a plane", "explained_3": "in 3 dimensions",
+    "straightness": "straightness S", "over_length": "S over the square length of chords",
+    "total_curvature": "total curvature, radians", "explained_1": "variance in a line",
+    "explained_2": "variance in a plane", "explained_3": "variance in three dimensions",
 }  # fmt: skip
 
 
