@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core.interpolant import Interpolant
 from ..core.shapes import expand_time
-from ._multistep import History, gauss_legendre, lagrange
+from ._multistep import History, gauss_legendre, lagrange, mixed
 
 
 def log_snr(path: Interpolant, t: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def changes(history: History, weights: Tensor, base: int = 0) -> Tensor:
     weights = weights.clone()
     weights[:, base] = 0
     weights[:, base] = -weights.sum(1)
-    return history.mixed(weights)
+    return mixed(history.values, weights)
 
 
 def _where_finite(weights: Tensor) -> Tensor:
