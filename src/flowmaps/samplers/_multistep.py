@@ -1,5 +1,6 @@
 """What multistep methods share: the evaluations they keep, and polynomials through them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +24,13 @@ class History:
     def __len__(self) -> int:
         return len(self.values)
 
-    def mixed(self, weights: Tensor) -> Tensor:
-        """The sum of values, each with its weight [B, k]: [B, *]."""
-        parts = zip(weights.unbind(1), self.values, strict=True)
-        w, total = next(parts)
-        total = expand_time(w, total).to(total.dtype) * total
-        for w, value in parts:
-            total = total + expand_time(w, value).to(value.dtype) * value
-        return total
+
+def mixed(values: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """The sum of values [B, *], each with its weight [B, k]: [B, *]."""
+    total = torch.zeros_like(values[0])
+    for value, w in zip(values, weights.unbind(1), strict=True):
+        total = total + expand_time(w, value).to(value.dtype) * value
+    return total
 
 
 def remember(history: History | None, node: Tensor, value: Tensor, most: int) -> History:
@@ -68,3 +68,10 @@ def gauss_legendre(points: int, like: Tensor) -> tuple[Tensor, Tensor]:
     off = i / (4 * i**2 - 1).sqrt()
     places, vectors = torch.linalg.eigh(off.diag(1) + off.diag(-1))
     return (places + 1) / 2, vectors[0] ** 2
+
+
+def mean_weights(nodes: Tensor, s: Tensor, t: Tensor) -> Tensor:
+    """Weights [B, k] of slopes at nodes [B, k] in the mean over [s, t] of the polynomial through them."""
+    places, masses = gauss_legendre(2, nodes)  # exact up to the degree 3 of four nodes
+    points = s.double()[:, None] + (t - s).double()[:, None] * places
+    return (lagrange(nodes, points) * masses[:, None]).sum(1)

@@ -9,16 +9,9 @@ from ..core.flow_map import FlowMap
 from ..core.random import Random
 from ..core.sampling import Heun, RungeKutta4
 from ..core.shapes import expand_time
-from ._multistep import History, gauss_legendre, lagrange, remember
+from ._multistep import History, mean_weights, mixed, remember
 
 __all__ = ["AdamsBashforth"]
-
-
-def mean_weights(nodes: Tensor, s: Tensor, t: Tensor) -> Tensor:
-    """Weights [B, k] of slopes at nodes [B, k] in the mean over [s, t] of the polynomial through them."""
-    places, masses = gauss_legendre(2, nodes)  # exact up to the degree 3 of four nodes
-    points = s.double()[:, None] + (t - s).double()[:, None] * places
-    return (lagrange(nodes, points) * masses[:, None]).sum(1)
 
 
 @dataclass(frozen=True)
@@ -51,4 +44,4 @@ class AdamsBashforth:
         if len(state) < self.order:
             start = Heun() if self.order == 2 else RungeKutta4()
             return start.from_slope(model, x, s, t, slope, cond), state
-        return x + expand_time(t - s, x) * state.mixed(mean_weights(state.nodes, s, t)), state
+        return x + expand_time(t - s, x) * mixed(state.values, mean_weights(state.nodes, s, t)), state
