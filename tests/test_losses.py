@@ -20,6 +20,7 @@ from flowmaps.nets.mlp import MLP
 ELSEWHERE = {
     "distribution_matching": "needs a critic, which must know the law of the map's samples",
     "divergence_distillation": "needs a map with a divergence head",
+    "stochastic_interpolant": "needs a map with a denoiser head",
 }
 LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
 # Losses that draw nothing themselves.
@@ -149,14 +150,14 @@ def pairs(flow, n, generator):
     return Independent()(flow.sample(n, generator), generator=generator)
 
 
-def stationarity(loss, flow, shape, batches=24, size=512, data=None):
+def stationarity(loss, flow, shape, batches=24, size=512, data=None, model=None):
     """Mean squared z-score of the gradient on the head of TrueNet, about 1 where the truth is stationary.
 
     Entries of the head are correlated, so that the mean of their squares spreads about 1: over 150 seeds of flow matching
     and of MeanFlow on vectors it was 1.1 with deviation 0.5 and 3.6 at most, like a chi-square of 8 degrees over 8, which
     exceeds 6 with probability 1e-7. On images it spreads less. Sign errors score 30 and more.
     """
-    model, g = true_model(flow, shape), stream(3)
+    model, g = model or true_model(flow, shape), stream(3)
     begun(loss, model)
     gradients = torch.stack(
         [

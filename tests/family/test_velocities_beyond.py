@@ -1,13 +1,19 @@
 """Losses of the diagonal beyond flow matching: what each learns, in closed form."""
 
+import dataclasses
+
 import pytest
 import torch
 from test_losses import pairs, stationarity
-from truth import SHAPES, gaussian, stream
+from truth import SHAPES, TrueHeads, gaussian, stream, true_model
 
 from flowmaps.build import build
 from flowmaps.core.flow_map import EulerMap, FlowMap, Integrated
+from flowmaps.core.report import listen
 from flowmaps.core.types import Pair
+from flowmaps.interpolants.stochastic import Stochastic
+from flowmaps.maps.denoiser_head import DenoiserHead
+from flowmaps.nets.mlp import MLP
 from flowmaps.oracles.mixture import Mixture
 from flowmaps.samplers.runge_kutta4 import RungeKutta4
 
@@ -101,3 +107,73 @@ def test_nobody_to_be_contrasted_with_leaves_flow_matching():
         loss.unbiased(flow, flow.mean)
     with pytest.raises(ValueError, match=r"contrast must lie in \[0, 1\), or there is no minimum; got 1.0"):
         build("losses", {"name": "contrastive_flow_matching", "contrast": 1.0})
+
+
+def heads(flow, shape):
+    return DenoiserHead(TrueHeads(flow, shape))
+
+
+@shapes
+@pytest.mark.parametrize(
+    ("path", "options"),
+    [
+        ("linear", {}),
+        ("stochastic", {"denoiser": 0.5}),
+        ({"name": "stochastic", "power": 0.5, "scale": 0.7}, {"antithetic": True}),
+    ],
+)
+def test_velocity_and_denoiser_are_where_a_stochastic_interpolant_is_stationary(path, options, shape):
+    flow = gaussian(shape, build("interpolants", path))
+    loss = build("losses", {"name": "stochastic_interpolant", **options}, interpolant=flow.interpolant)
+    assert stationarity(loss, flow, shape, model=heads(flow, shape)) < 6
+    wrong = heads(gaussian(shape, flow.interpolant, seed=5), shape)
+    assert stationarity(loss, flow, shape, batches=8, model=wrong) > 30
+
+
+def test_each_head_has_its_own_error():
+    """Shifted by one, the denoiser costs its weight and the velocity one; the terms are reported."""
+    flow = gaussian((3,), Stochastic())
+    loss, pair = build("losses", {"name": "stochastic_interpolant", "denoiser": 3.0}), pairs(flow, 4000, stream())
+    loss = dataclasses.replace(loss, interpolant=flow.interpolant)
+
+    class Shifted(TrueHeads):
+        shift = (0.0, 0.0)
+
+        def forward(self, x, s, t, cond=None):
+            return super().forward(x, s, t, cond) + torch.tensor(self.shift)[:, None]
+
+    model = DenoiserHead(Shifted(flow, (3,)))
+    right = loss(model, pair, generator=stream(1)).mean()
+    for shift, cost in (((1.0, 0.0), 1.0), ((0.0, 1.0), 3.0)):
+        model.net.shift = shift
+        with listen() as heard:
+            wrong = loss(model, pair, generator=stream(1)).mean()
+        assert set(heard) == {"velocity", "denoiser"}
+        assert abs(wrong - right - cost) < 0.3  # twice a mean of 4000 residuals of size up to 2: deviation 0.06
+
+
+def test_opposite_draws_tame_the_gradient_of_a_brownian_bridge():
+    """gamma' z is infinite at the ends for gamma = sqrt(t (1 - t)), and cancels between z and -z."""
+    flow = gaussian((3,), Stochastic(power=0.5))
+    spread = {}
+    for antithetic in (False, True):
+        loss = build(
+            "losses", {"name": "stochastic_interpolant", "antithetic": antithetic, "interpolant": flow.interpolant}
+        )
+        model, g = heads(flow, (3,)), stream(3)
+        rows = [
+            torch.autograd.grad(loss(model, pairs(flow, 64, g), generator=g).mean(), model.net.head)[0]
+            for _ in range(50)
+        ]
+        spread[antithetic] = torch.stack(rows)[..., :3].std(0).mean()
+    assert spread[True] < spread[False] / 2
+
+
+def test_a_stochastic_interpolant_needs_a_head_and_opposite_draws_need_noise():
+    flow = gaussian()
+    with pytest.raises(ValueError, match="the map must have a head for the noise; got MeanVelocity"):
+        build("losses", "stochastic_interpolant")(true_model(flow, (3,)), pairs(flow, 4, stream()))
+    with pytest.raises(ValueError, match="the network must have two outputs; got one"):
+        DenoiserHead(MLP((3,), width=8, depth=2)).with_noise(torch.randn(2, 3), torch.rand(2))
+    with pytest.raises(ValueError, match="antithetic needs a path with latent noise"):
+        build("losses", {"name": "stochastic_interpolant", "antithetic": True})
