@@ -55,6 +55,20 @@ class TrueNet(nn.Module):
         return None
 
 
+class TrueHeads(TrueNet):
+    """The exact velocity and E[noise | x] = -c grad log rho_t(x), c the path's noise scale; the head moves both."""
+
+    def __init__(self, flow, shape):
+        super().__init__(flow, shape)
+        self.head = nn.Parameter(torch.zeros(len(self.head), 2 * math.prod(shape)))
+
+    def forward(self, x, s, t, cond=None):
+        features = torch.tanh(torch.cat([x.flatten(1), s[:, None], t[:, None]], 1) @ self.project)
+        noise = -self.flow.interpolant.noise_scale(t).reshape(-1, *[1] * (x.ndim - 1)) * self.flow.score(x, t)
+        both = torch.stack([self.flow.mean_velocity(x, s, t), noise], 1)
+        return both + (features @ self.head).reshape(both.shape)
+
+
 def true_model(flow, shape):
     return MeanVelocity(TrueNet(flow, shape))
 

@@ -38,7 +38,7 @@ class Wiggle(nn.Module):
 
 def forms(shape):
     nets = {
-        name: Wiggle(shape, 2 if name in ("two_heads", "divergence_head", "trajectory") else 1)
+        name: Wiggle(shape, 2 if name in ("two_heads", "divergence_head", "denoiser_head", "trajectory") else 1)
         for name in names("maps")
     }
     made = [build("maps", name, net=net, interpolant=Linear()) for name, net in nets.items()]

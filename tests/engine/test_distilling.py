@@ -7,7 +7,7 @@ from torch import nn
 
 from flowmaps.core.random import fold_in
 from flowmaps.engine.config import ConfigError, resolve_config
-from flowmaps.engine.objects import build_optimizer, build_step
+from flowmaps.engine.objects import build_optimizer, build_step, open_data
 from flowmaps.flow import Flow
 
 
@@ -95,3 +95,16 @@ def test_a_run_starts_from_a_teacher_of_one_time(name):
     wrong = configured(net={"name": name, "net": inner | {"width": 32}}) | {"from_teacher": True}
     with pytest.raises(ConfigError, match="from_teacher needs a student with the teacher's network"):
         build_step(wrong, flow_of(wrong), teacher)
+
+
+def test_a_teacher_that_was_bent_by_contrast_is_straightened_by_the_mean_of_its_data():
+    bent = configured(loss={"name": "contrastive_flow_matching", "contrast": 0.25})
+    teacher, config = flow_of(bent, 1), configured(loss={"name": "velocity_distillation"})
+    teacher.model.eval()
+    straight = build_step(config, flow_of(config), teacher).loss.teacher
+    x, t = torch.randn(4, 1, 8, 8, generator=fold_in(1)), torch.rand(4, generator=fold_in(2))
+    mean = open_data(bent).x.mean(0)
+    want = 0.75 * teacher.model.velocity(x, t) + 0.25 * mean
+    assert (straight.velocity(x, t) - want).abs().max() < 1e-5  # float32
+    plain = flow_of(config, 1)
+    assert build_step(config, flow_of(config), plain).loss.teacher is plain.model

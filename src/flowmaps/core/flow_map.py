@@ -44,6 +44,10 @@ class FlowMap(nn.Module, ABC):
         """b_t(x) = u_{t,t}(x) [B, *]. Cost: 1 call of mean_velocity."""
         return self.mean_velocity(x, t, t, cond).to(x.dtype)
 
+    def with_noise(self, x: Tensor, t: Tensor, cond: Any = None) -> tuple[Tensor, Tensor | None]:
+        """b_t(x), and E[noise | x_t = x] beside it from a map with a head for it, or else None: [B, *] each."""
+        return self.velocity(x, t, cond), None
+
     def null_condition(self, batch: int) -> Any:
         """The condition that says nothing, for a batch; None unless the network has its own."""
         return None
@@ -89,6 +93,9 @@ class EulerMap(FlowMap):
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         return self.v.velocity(x, s, cond) if isinstance(self.v, FlowMap) else self.v(x, s, cond)
+
+    def with_noise(self, x: Tensor, t: Tensor, cond: Any = None) -> tuple[Tensor, Tensor | None]:
+        return self.v.with_noise(x, t, cond) if isinstance(self.v, FlowMap) else (self.velocity(x, t, cond), None)
 
     def null_condition(self, batch: int) -> Any:
         return self.v.null_condition(batch) if isinstance(self.v, FlowMap) else None

@@ -76,6 +76,13 @@ class Interpolant(ABC):
         """Whether the path has latent noise."""
         return type(self).gamma is not Interpolant.gamma
 
+    def noise_scale(self, t: Tensor) -> Tensor:
+        """Coefficient c of the Gaussian noise in the state, grad log rho_t(x) = -E[noise | x] / c.
+
+        The noise is z and c = gamma on a path with latent noise; on others it is a source N(0, I) and c = alpha.
+        """
+        return self.gamma(t) if self.latent else self.alpha(t)
+
     def coefficients(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """alpha, beta, alpha', beta' at times [B], each [B, 1, ..., 1] to go with x."""
         return (

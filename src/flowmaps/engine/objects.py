@@ -18,6 +18,8 @@ from .config import ConfigError
 from .lora import LoRA
 from .step import Step
 
+MEAN_OF = 10_000  # data that a mean over all of them is taken of, about
+
 
 def open_data(config: Mapping[str, Any], split: str = "") -> Dataset:
     """The data of a run.
@@ -65,8 +67,19 @@ def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> L
 
 
 def _on_this_path(teacher: Flow, flow: Flow) -> FlowMap:
-    same = teacher.interpolant == flow.interpolant
-    return teacher.model if same else Reparametrized(teacher.model, teacher.interpolant, flow.interpolant)
+    same, model = teacher.interpolant == flow.interpolant, _unbiased(teacher)
+    return model if same else Reparametrized(model, teacher.interpolant, flow.interpolant)
+
+
+def _unbiased(teacher: Flow) -> FlowMap:
+    """The teacher's map; that of a loss that bends the velocity on purpose is straightened by the mean of its data."""
+    config = teacher.config
+    if config is None or getattr(find("losses", config["loss"]["name"]), "unbiased", None) is None:
+        return teacher.model
+    data = open_data(config)
+    some = range(0, len(data), max(1, len(data) // MEAN_OF))
+    mean = teacher.space.encode(data.__getitems__(some)[0]).mean(0)
+    return build("losses", config["loss"], interpolant=teacher.interpolant).unbiased(teacher.model, mean)
 
 
 def _needs_teacher(loss: Any) -> bool:
