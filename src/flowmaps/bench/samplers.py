@@ -30,7 +30,7 @@ FLOWS = ("eight_gaussians", "mixture_64", "digits")
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adams_bashforth": [{"order": k} for k in (2, 3, 4)],
     "dpm_solver_pp": [{"order": k} for k in (2, 3)],
-    "unipc": [{"order": k} for k in (2, 3)],
+    "unipc": [{"predictor": k} for k in (2, 3)],
 }
 # Samplers that are not a way of integrating a velocity on a grid by themselves.
 LEFT_OUT = {
@@ -165,10 +165,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
 
 
 ABOUT = (
-    f"error N: where {POINTS:,} points of the source end after at most N evaluations of the velocity, against where the "
-    "flow carries them (in closed form for the mixtures; for the digits, whose flow is trained, by "
-    f"{FINE} Runge-Kutta steps): relative root mean square, 1 is no better than the mean. energy N: energy distance to the "
-    "data over that of two sets of data, which is what a stochastic sampler should be judged by: it leaves the "
+    f"error N: where {POINTS:,} points of the source end after at most N evaluations of the velocity, against where "
+    "the flow carries them (in closed form for the mixtures; for the digits, whose flow is trained, by "
+    f"{FINE} Runge-Kutta steps): relative root mean square, 1 is no better than the mean. energy N: energy distance to "
+    "the data over that of two sets of data, which is what a stochastic sampler should be judged by: it leaves the "
     "trajectory on purpose. A sampler takes as many steps as the evaluations allow, start-up counted; searched grids "
     f"were tried on {PROBE} other points, whose evaluations are not counted."
 )

@@ -121,7 +121,9 @@ class ARFlow(RecurrentNet):
         batch, length = x.shape[:2]
         times = self.times(s.flatten(), t.flatten()).reshape(batch, length, 1, -1)
         c = times + self.labels(cond, batch)[:, None, None]
-        h = (self.enter(to_tokens(x.flatten(0, 1), self.patch)) + self.place).reshape(batch, length, len(self.place), -1)
+        h = (self.enter(to_tokens(x.flatten(0, 1), self.patch)) + self.place).reshape(
+            batch, length, len(self.place), -1
+        )
         d = h.shape[-1] // self.heads
         old = memory or [h.new_zeros(batch, self.heads, d, d)] * len(self.blocks)
         new: list[Tensor] = []

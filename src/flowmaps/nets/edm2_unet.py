@@ -123,7 +123,11 @@ class EDM2UNet(nn.Module):
                 wide = now + stack.pop()
                 self.up.append(_Block(wide, size, told, dropout, decodes=True, attends=heads, joins=True))
                 now = size
-        self.leave, self.gain, self.outputs = Weighted(now, channels * outputs, 3), nn.Parameter(torch.zeros([])), outputs
+        self.leave, self.gain, self.outputs = (
+            Weighted(now, channels * outputs, 3),
+            nn.Parameter(torch.zeros([])),
+            outputs,
+        )
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
