@@ -173,5 +173,11 @@ class Linear(Interpolant):
     def beta_dot(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)
 
+    def state(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        return torch.lerp(x0, x1, expand_time(t, x0).to(x0.dtype))
+
+    def velocity(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
+        return x1 - x0
+
     def time_at(self, log_snr: Tensor) -> Tensor:
         return torch.sigmoid(log_snr.double())

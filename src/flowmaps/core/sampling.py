@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .random import Random
-from .shapes import expand_time
+from .shapes import step_size
 from .types import Sampler
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Euler:
         generator: Random = None,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """One step of order 1."""
-        return torch.addcmul(x, expand_time(t - s, x), model.velocity(x, s, cond)), None
+        return torch.addcmul(x, step_size(s, t, x), model.velocity(x, s, cond)), None
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Heun:
 
     def from_slope(self, model: "FlowMap", x: Tensor, s: Tensor, t: Tensor, k: Tensor, cond: Any = None) -> Tensor:
         """The same step, from a slope k = b_s(x) that is known already."""
-        h = expand_time(t - s, x)
-        return x + h / 2 * (k + model.velocity(x + h * k, t, cond))
+        h = step_size(s, t, x)
+        return torch.addcmul(x, h / 2, k + model.velocity(torch.addcmul(x, h, k), t, cond))
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ class RungeKutta4:
 
     def from_slope(self, model: "FlowMap", x: Tensor, s: Tensor, t: Tensor, k: Tensor, cond: Any = None) -> Tensor:
         """The same step, from a slope k = b_s(x) that is known already."""
-        h, middle = expand_time(t - s, x), (s + t) / 2
-        k2 = model.velocity(x + h / 2 * k, middle, cond)
-        k3 = model.velocity(x + h / 2 * k2, middle, cond)
-        k4 = model.velocity(x + h * k3, t, cond)
-        return x + h / 6 * (k + 2 * k2 + 2 * k3 + k4)
+        h, middle = step_size(s, t, x), (s + t) / 2
+        k2 = model.velocity(torch.addcmul(x, h / 2, k), middle, cond)
+        k3 = model.velocity(torch.addcmul(x, h / 2, k2), middle, cond)
+        k4 = model.velocity(torch.addcmul(x, h, k3), t, cond)
+        return torch.addcmul(x, h / 6, torch.add(k, k2 + k3, alpha=2) + k4)
 
 
 def sample(
