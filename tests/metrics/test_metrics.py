@@ -104,6 +104,9 @@ def test_histogram_kl_of_known_cells():
     assert histogram_kl(data, samples[:1], bins=2) == pytest.approx(0.75 * math.log(0.75) + 0.25 * math.log(0.25e10))
     outside = torch.cat([samples, torch.full((2, 2), 5.0)])
     assert histogram_kl(data, outside, bins=2) == pytest.approx(want + math.log(2)), "points outside are lost mass"
+    masses = torch.zeros(4, 4)
+    masses[0, 0], masses[3, 3] = 0.75, 0.25
+    assert histogram_kl(masses, samples, bins=4) == pytest.approx(want)
 
 
 def test_function_evaluations_are_counted():

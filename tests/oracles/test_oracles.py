@@ -234,3 +234,16 @@ def test_oracles_are_modules_that_move_and_save(shape):
     x, s, _, t = (z.float() for z in draws(4, shape))
     assert low(x, s, t).dtype == torch.float32
     assert (low(x, s, t) - flow(x.double(), s.double(), t.double())).abs().max() < 1e-4
+
+
+def test_masses_of_cells_of_the_checkerboard():
+    board = Checkerboard()
+    masses = board.masses(50)  # squares are 12.5 cells wide, so that edges cut cells
+    data = board.sample(200_000, stream())
+    cell = ((data.double() + 1) * 25).long().clamp_max(49)
+    counts = torch.bincount(cell @ torch.tensor([50, 1]), minlength=2500).reshape(50, 50)
+    z = (counts - 200_000 * masses) / (200_000 * masses).clamp_min(1e-9).sqrt()
+    assert masses.sum() == pytest.approx(1)
+    assert float(counts[masses == 0].sum()) == 0
+    assert float(z[masses > 0].abs().max()) < 5  # Poisson counts; false alarm 1e-3 over 1,300 cells
+    assert (board.masses(4) - board.dark / 8).abs().max() < 1e-15

@@ -111,5 +111,13 @@ class Checkerboard(FlowMap):
         square = self.dark.nonzero()[(u[:, 0] * int(self.dark.sum())).long()]
         return ((square + u[:, 1:]) * (2 / self.cells) - 1).float()
 
+    def masses(self, bins: int) -> Tensor:
+        """The exact probabilities of bins x bins equal cells of [-1, 1]^2, [bins, bins], float64."""
+        cells = torch.linspace(-1, 1, bins + 1, dtype=torch.float64)
+        top = torch.minimum(cells[1:, None], self.edges[1:])
+        bottom = torch.maximum(cells[:-1, None], self.edges[:-1])
+        covered = (top - bottom).clamp_min(0)  # of each interval by each side of the board [bins, cells]
+        return covered @ self.dark.double() @ covered.T / 2  # half of an area of four is dark
+
     edges: Tensor
     dark: Tensor
