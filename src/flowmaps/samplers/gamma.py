@@ -63,7 +63,9 @@ class Gamma:
         else:
             inside = torch.where(arrived, 0.5, t)
             further = p.time_at(p.log_snr(inside.double()) - math.log(max(keep, 1e-30))).to(t.dtype)
-            back, spread = p.beta(t) / p.beta(further), self.gamma * p.alpha(t)
+            begun = p.beta(t) > 0  # without data, at t = 0, the limit of the quotient is sqrt(1 - gamma^2)
+            back = torch.where(begun, p.beta(t) / torch.where(begun, p.beta(further), 1.0), keep)
+            spread = self.gamma * p.alpha(t)
         further, back = torch.where(arrived, t, further), torch.where(arrived, 1.0, back)
         landed = expand_time(back, x).to(x.dtype) * model(x, s, further, cond)
         noise = normal(x.shape, x, generator).to(x.dtype)

@@ -70,8 +70,9 @@ class GHVB:
         if state is None:
             return _Momenta((slope,), now, s)
         old = moved(state.moments, s - state.at)
-        momentum = torch.lerp(state.values[0], slope, self.beta)
-        moments = torch.cat([torch.lerp(old[:, :1], now, self.beta), old], 1)
+        share = torch.where(s == state.at, 0.0, self.beta)  # after a step of no length a slope is no news
+        momentum = torch.lerp(state.values[0], slope, expand_time(share, slope).to(slope.dtype))
+        moments = torch.cat([torch.lerp(old[:, :1], now, share[:, None, None]), old], 1)
         return _Momenta((momentum, *state.values)[: self.order], moments[:, : self.order], s)
 
 
@@ -87,10 +88,10 @@ def moved(moments: Tensor, by: Tensor) -> Tensor:
 def momentum_weights(moments: Tensor, h: Tensor) -> Tensor:
     """Weights [B, k] of momenta with moments [B, k, k] about the beginning of a step h [B], for the mean over the step."""
     powers = torch.arange(moments.shape[2], dtype=h.dtype, device=h.device)
-    unit = torch.where(h == 0, 1.0, h)[:, None, None] ** powers
-    wanted = (1 / (powers + 1)).expand(len(h), -1)
-    weights, info = torch.linalg.solve_ex((moments / unit).transpose(1, 2), wanted)
-    # Momenta that say the same, after a step of no length, have no weights: then the newest alone.
-    newest = torch.zeros_like(weights)
-    newest[:, 0] = 1
-    return torch.where((info == 0)[:, None] & weights.isfinite().all(1, keepdim=True), weights, newest)
+    scaled = moments / torch.where(h == 0, 1.0, h)[:, None, None] ** powers
+    # A momentum that is the same as a newer one is left out, and a condition with it.
+    same = (scaled[:, :, None] - scaled[:, None]).abs().amax(3) < 1e-9
+    out = same.tril(-1).any(2)
+    one = torch.eye(len(powers), dtype=h.dtype, device=h.device)
+    system = torch.where(out[:, :, None] | out[:, None, :], one, scaled.transpose(1, 2))
+    return torch.linalg.solve_ex(system, torch.where(out, 0.0, 1 / (powers + 1)))[0]
