@@ -39,13 +39,14 @@ def save_trajectories(result: Mapping[str, Any], states: Tensor, file: Path) -> 
     from matplotlib import pyplot
 
     x = (states[:, :64] - states[:1, :64]).flatten(2).double().cpu()
-    chord = x[-1] / x[-1].square().sum(1, keepdim=True).clamp_min(1e-30)
+    chord = x[-1] / x[-1].norm(dim=1, keepdim=True).clamp_min(1e-30)
     along = (x * chord).sum(2)
-    off = (x - along[..., None] * x[-1]).norm(dim=2) * chord.norm(dim=1)
+    off = (x - along[..., None] * chord).norm(dim=2)
+    unit = x[-1].square().sum(1).mean().sqrt()
     time = result["by_time"]["time"]
     figure, axes = pyplot.subplots(1, 3, figsize=(11, 3.2))
-    axes[0].plot(along.numpy(), off.numpy(), linewidth=0.7, alpha=0.5, color="#1f4e79")
-    axes[0].set(title="seen from the chord", xlabel="along it, in its lengths", ylabel="off it")
+    axes[0].plot((along / unit).numpy(), (off / unit).numpy(), linewidth=0.7, alpha=0.5, color="#1f4e79")
+    axes[0].set(title="seen from the chord", xlabel="along it, in mean lengths", ylabel="off it")
     axes[1].plot(time, result["by_time"]["bend"], color="#1f4e79")
     axes[1].set(title="square distance of velocity and chord", xlabel="time", ylim=(0, None))
     axes[2].plot(time, result["by_time"]["turning"], color="#1f4e79")
