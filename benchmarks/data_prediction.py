@@ -56,8 +56,7 @@ def main() -> None:
             torch.manual_seed(0)
             model = build("maps", form, net=build("nets", NET, shape=(d,), classes=0))
             draw = lambda n, g, plane=plane: spiral(n, g) @ plane.T  # noqa: E731
-            for now in training.steps(build("losses", objective), draw, model, share=lambda now: now.steps / steps):
-                pass
+            *_, now = training.steps(build("losses", objective), draw, model, share=lambda now: now.steps / steps)
             with torch.no_grad():
                 noise = torch.randn(SAMPLES, d, generator=fold_in(300))
                 x = sample(now.model, noise, grid, sampler=build("samplers", "euler"))

@@ -18,6 +18,8 @@ from flowmaps.nets.mlp import MLP
 
 # Losses that this battery cannot build, and why; tests/family has their own.
 ELSEWHERE = {
+    "autoregressive_flow_matching": "needs sequences, and a network of these",
+    "feature_residual": "needs a network with segments, and trains a part of it",
     "distribution_matching": "needs a critic, which must know the law of the map's samples",
     "divergence_distillation": "needs a map with a divergence head",
     "stochastic_interpolant": "needs a map with a denoiser head",

@@ -91,13 +91,13 @@ def test_forward_derivative_is_the_derivative(name):
 
 @pytest.mark.parametrize("name", names("nets"))
 def test_gradient_of_a_derivative(name):
-    """Backward through the forward derivative, against the gradient of a difference quotient."""
+    """Backward through the forward derivative, against the gradient of a difference quotient; weights may have none."""
     made = net(name)
     x, s, _, t = draws(2, SHAPE)
     gradients = []
     for jvp in (Exact(), Central(1e-4)):
         loss = d_dt(MeanVelocity(made), x, s, t, None, jvp)[1].square().mean()
-        found = torch.autograd.grad(loss, [*made.parameters()], materialize_grads=True)  # of some, a part has its own loss
+        found = torch.autograd.grad(loss, [*made.parameters()], materialize_grads=True)
         gradients.append(torch.cat([g.flatten() for g in found]))
     assert (gradients[0] - gradients[1]).norm() / gradients[1].norm() < 1e-5
 
@@ -105,7 +105,7 @@ def test_gradient_of_a_derivative(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("nets"))
 def test_compiled_without_breaks(name):
-    """Value, and gradient through a stopped derivative, as run eagerly; the compiler has dropped tangents before."""
+    """The gradient beside a stopped derivative, as run eagerly; the compiler has dropped tangents before."""
     made = net(name)
     x, s, _, t = (z.clone() for z in draws(4, SHAPE))  # the compiler fails on tangents of views
 
@@ -113,13 +113,10 @@ def test_compiled_without_breaks(name):
         return sum(stopped_derivative(MeanVelocity(made), x, s, t, dx=1.0 + 0 * x, ds=1.0)).square().mean()
 
     torch._dynamo.reset()
-    quick = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    for f in (loss, quick):
-        made.zero_grad()
-        value = f(x, s, t)
-        value.backward()
-        found = torch.cat([value.detach()[None], *(p.grad.flatten() for p in made.parameters() if p.grad is not None)])
-        want = found if f is loss else want
+    want, found = (
+        torch.cat([z.flatten() for z in torch.autograd.grad(value, [*made.parameters()], materialize_grads=True)])
+        for value in (f(x, s, t) for f in (loss, torch.compile(loss, backend="aot_eager", fullgraph=True)))
+    )
     assert (found - want).norm() / want.norm() < 1e-9  # rounding
 
 

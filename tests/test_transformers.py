@@ -55,12 +55,13 @@ def test_words_are_read_one_by_one_and_not_by_their_mean_alone():
 
 def test_both_streams_listen_to_each_other():
     made = net("mmdit", classes=0, context=6)
-    x, s, _, t = draws(4, SHAPE)
     tokens = [torch.randn(4, n, 32, generator=stream(n)) for n in (16, 5)]
     cond, block = torch.ones(4, 1, 32), made.blocks[0]
     for i in range(2):
         other = [z + 0.1 * torch.randn(z.shape, generator=stream()) * (i == j) for j, z in enumerate(tokens)]
-        heard = [(a - b).abs().max() for a, b in zip(block(*tokens, cond, None), block(*other, cond, None), strict=True)]
+        heard = [
+            (a - b).abs().max() for a, b in zip(block(*tokens, cond, None), block(*other, cond, None), strict=True)
+        ]
         assert min(heard) > 1e-5
     _, y = made.blocks[-1](*tokens, cond, None)
     assert y is tokens[1], "in the last block the text stays what it was"
@@ -217,14 +218,14 @@ def test_weights_keep_their_norm_through_training():
 
 def test_edm2_has_the_published_layers():
     """Network S, 192 channels at full resolution of 64 pixels: known for 280 million weights; we have a second time."""
-    size = weights(
-        "edm2_unet", shape=(3, 64, 64), classes=1000, width=192, multipliers=(1, 2, 3, 4), blocks=3, head=64
-    )
+    size = weights("edm2_unet", shape=(3, 64, 64), classes=1000, width=192, multipliers=(1, 2, 3, 4), blocks=3, head=64)
     assert abs(size / 280e6 - 1) < 0.01
 
 
 def test_edm2_sizes_that_do_not_fit():
-    with pytest.raises(ValueError, match="the image must halve 4 times and head divide the channels .*; got 8 x 8, and"):
+    with pytest.raises(
+        ValueError, match="the image must halve 4 times and head divide the channels .*; got 8 x 8, and"
+    ):
         net("edm2_unet", multipliers=(1, 1, 1, 1, 1))
     with pytest.raises(ValueError, match=r"heads of 24 for \[16, 32\] channels"):
         net("edm2_unet", head=24)

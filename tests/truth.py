@@ -7,6 +7,7 @@ from torch import nn
 
 from flowmaps.core.flow_map import MeanVelocity
 from flowmaps.core.interpolant import Linear
+from flowmaps.core.recurrent import RecurrentNet
 from flowmaps.oracles.gaussian import Gaussian
 from flowmaps.oracles.mixture import Mixture
 
@@ -67,6 +68,20 @@ class TrueHeads(TrueNet):
         noise = -self.flow.interpolant.noise_scale(t).reshape(-1, *[1] * (x.ndim - 1)) * self.flow.score(x, t)
         both = torch.stack([self.flow.mean_velocity(x, s, t), noise], 1)
         return both + (features @ self.head).reshape(both.shape)
+
+
+class Remembering(RecurrentNet):
+    """The exact mean velocity of a flow; it remembers how many states it has seen, and where."""
+
+    def __init__(self, flow):
+        super().__init__()
+        self.flow = flow
+
+    def advance(self, x, s, t, cond, memory):
+        return self.flow.mean_velocity(x, s, t, cond), [*(memory or []), float(s[0])]
+
+    def null_condition(self, batch):
+        return self.flow.null_condition(batch)
 
 
 def true_model(flow, shape):

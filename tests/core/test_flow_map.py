@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from truth import SHAPES, draws, gaussian, stream
+from truth import SHAPES, Remembering, draws, gaussian, stream
 
 from flowmaps.build import build, names
 from flowmaps.core.calculus import d_ds, d_dt
@@ -41,6 +41,7 @@ def forms(shape):
         name: Wiggle(shape, 2 if name in ("two_heads", "divergence_head", "denoiser_head", "trajectory") else 1)
         for name in names("maps")
     }
+    nets["recurrent"] = Remembering(MeanVelocity(Wiggle(shape)))
     made = [build("maps", name, net=net, interpolant=Linear()) for name, net in nets.items()]
     return [*made, EulerMap(made[0]), Integrated(made[0], Heun(), 3)]
 

@@ -258,6 +258,7 @@ INNER = {
     "mlp": {"name": "mlp", "width": 16, "depth": 2},
     "dit": {"name": "dit", "width": 16, "depth": 4, "heads": 2},
     "unet": {"name": "unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "heads": 2},
+    "edm2_unet": {"name": "edm2_unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "head": 16},
 }
 
 
@@ -289,7 +290,7 @@ def test_a_gated_network_starts_as_the_velocity(name):
     assert all((p.grad == 0).all() for p in net.net.times.copy.parameters())
 
 
-@pytest.mark.parametrize("name", ["dit", "unet"])
+@pytest.mark.parametrize("name", ["dit", "unet", "edm2_unet"])
 def test_a_split_network_tells_its_first_blocks_the_departure(name):
     known, labels = one_time(name), torch.tensor([0, 1, 2, 3])
     nets = {}
@@ -307,8 +308,8 @@ def test_a_split_network_tells_its_first_blocks_the_departure(name):
     seen = []
     early, late = known.embed(s, s, labels), known.embed(t, t, labels)
     for module in nets[0.5].modules():
-        if type(module).__name__ in ("_Block", "_Residual"):
-            module.register_forward_hook(lambda m, given, y: seen.append(given[1]))
+        if type(module).__name__ in ("Block", "_Block", "_Residual"):
+            module.register_forward_hook(lambda m, given, y: seen.append(given[1].reshape(early.shape)))
     nets[0.5](x, s, t, labels)
     assert len(seen) == known.depth
     for i, told in enumerate(seen):

@@ -64,7 +64,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 # Losses that train something else than a map of one field, measured elsewhere.
-LEFT_OUT = {"divergence_distillation": "a likelihood beside a map"}
+LEFT_OUT = {
+    "autoregressive_flow_matching": "a velocity on sequences",
+    "divergence_distillation": "a likelihood beside a map",
+    "feature_residual": "a part of one network",
+}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ __all__ = ["AutoregressiveFlowMatching"]
 
 @dataclass(frozen=True)
 class AutoregressiveFlowMatching:
-    """Regress the velocity of each state of a sequence, which knows the states before it, on its conditional velocity.
+    """Regress the velocity of each state of a sequence, which knows those before it, on the conditional one.
 
     E 1/S sum_i |b_{t_i}(I_{t_i}; I_{t_1}, ..., I_{t_{i-1}}) - dI_{t_i}/dt|^2, t_1 <= ... <= t_S, where each of the S
     states lies on a path of its own; all data of a sequence have one condition.

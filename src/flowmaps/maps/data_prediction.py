@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
-from ..core.shapes import expand_time
 
 __all__ = ["DataPrediction"]
 

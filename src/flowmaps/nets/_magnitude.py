@@ -84,3 +84,16 @@ class Weighted(Constrained):
         """[B, inputs] -> [B, outputs], or images."""
         w = normalised(self.weight, [*range(1, self.weight.ndim)]) * (gain / math.sqrt(self.weight[0].numel()))
         return F.linear(x, w) if w.ndim == 2 else F.conv2d(x, w, padding=w.shape[-1] // 2)
+
+
+class Times(nn.Module):
+    """Departure time and span, embedded alike and mixed: [B], [B] -> [B, width]."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.departure_waves, self.span_waves = Waves(count), Waves(count)
+        self.departure, self.span = Weighted(count, width), Weighted(count, width)
+
+    def forward(self, s: Tensor, t: Tensor) -> Tensor:
+        """[B], [B] -> [B, width]."""
+        return mixed(self.departure(self.departure_waves(s)), self.span(self.span_waves(t - s)))

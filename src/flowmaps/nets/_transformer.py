@@ -78,16 +78,19 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, ratio: float, dropout: float) -> None:
         super().__init__()
         hidden = int(ratio * width * 2 / 3)
-        self.enter, self.leave, self.dropout = (
-            nn.Linear(width, 2 * hidden),
-            nn.Linear(hidden, width),
-            nn.Dropout(dropout),
-        )
+        self.enter, self.leave = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """[*, width] -> [*, width]."""
         gate, value = self.enter(x).chunk(2, -1)
         return self.leave(self.dropout(F.silu(gate) * value))
+
+
+def perceptron(width: int, ratio: float, dropout: float) -> nn.Module:
+    """A perceptron of one hidden layer, [*, width] -> [*, width]."""
+    hidden = int(ratio * width)
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Dropout(dropout), nn.Linear(hidden, width))
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:
@@ -124,12 +127,7 @@ class Block(nn.Module):
         self.norm, self.second_norm = norm, nn.RMSNorm(width) if modern else norm
         self.query_norm, self.key_norm = nn.RMSNorm(width // heads), nn.RMSNorm(width // heads)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        hidden = int(ratio * width)
-        self.mlp = (
-            SwiGLU(width, ratio, dropout)
-            if modern
-            else nn.Sequential(nn.Linear(width, hidden), nn.GELU("tanh"), nn.Dropout(dropout), nn.Linear(hidden, width))
-        )
+        self.mlp = (SwiGLU if modern else perceptron)(width, ratio, dropout)
 
     def forward(self, x: Tensor, cond: Tensor, rotation: Tensor | None = None, shared: Tensor | float = 0.0) -> Tensor:
         """Tokens [B, L, width], told [B, 1 or L, *] -> [B, L, width]; `shared` is added to shifts, scales and gates."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..core.recurrent import RecurrentNet
 from ._embedding import Condition, TwoTimes
-from ._transformer import Leave, apart, joined, patched, places, to_image, to_tokens, zero_linear
+from ._transformer import Leave, apart, joined, patched, perceptron, places, to_image, to_tokens, zero_linear
 
 __all__ = ["ARFlow"]
 
@@ -56,12 +56,9 @@ class _Block(nn.Module):
 
     def __init__(self, width: int, heads: int, ratio: float, dropout: float) -> None:
         super().__init__()
-        hidden = int(ratio * width)
         self.modulation = zero_linear(width, 6 * width)
         self.norm, self.attend = nn.LayerNorm(width, elementwise_affine=False), _HybridAttention(width, heads)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden), nn.GELU("tanh"), nn.Dropout(dropout), nn.Linear(hidden, width)
-        )
+        self.mlp = perceptron(width, ratio, dropout)
 
     def forward(self, x: Tensor, cond: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(cond)).chunk(6, -1)
@@ -121,10 +118,8 @@ class ARFlow(RecurrentNet):
         batch, length = x.shape[:2]
         times = self.times(s.flatten(), t.flatten()).reshape(batch, length, 1, -1)
         c = times + self.labels(cond, batch)[:, None, None]
-        h = (self.enter(to_tokens(x.flatten(0, 1), self.patch)) + self.place).reshape(
-            batch, length, len(self.place), -1
-        )
-        d = h.shape[-1] // self.heads
+        h = self.enter(to_tokens(x.flatten(0, 1), self.patch)) + self.place
+        h, d = h.reshape(batch, length, *h.shape[1:]), h.shape[-1] // self.heads
         old = memory or [h.new_zeros(batch, self.heads, d, d)] * len(self.blocks)
         new: list[Tensor] = []
         for block, m in zip(self.blocks, old, strict=True):

@@ -15,11 +15,11 @@ class BlockSplit(nn.Module):
     No weight is added, and u_{s,s} stays what it was: a network that knows velocities only keeps them on the diagonal.
 
     Args:
-        net: a network of this package with blocks: dit or unet.
+        net: a network of this package with blocks that are told apart: dit, unet or edm2_unet.
         share: of the blocks that see the departure; 20 of 28 in the release.
     Source: Lee, Yu & Shin, Decoupled MeanFlow: turning flow models into flow maps for accelerated sampling, 2025,
         arXiv:2510.24474.
-    Differs: for a U-Net, in which the blocks count from the first one down to the last one up: ours.
+    Differs: for U-Nets, in which the blocks count from the first one down to the last one up: ours.
     """
 
     def __init__(self, net: nn.Module, share: float = 0.7) -> None:

@@ -60,12 +60,8 @@ class BlockwiseDiT(RecurrentNet):
         super().__init__()
         if segments < 1:
             raise ValueError(f"segments must be at least 1; got {segments}.")
-        self.patch, self.grid, self.outputs, self.segments = (
-            patch,
-            patched(shape, patch, width, heads),
-            outputs,
-            segments,
-        )
+        self.patch, self.grid = patch, patched(shape, patch, width, heads)
+        self.outputs, self.segments = outputs, segments
         self.times, self.labels = TwoTimes(width), Condition(classes, width, numbers, vocabulary)
         self.register_buffer("rotation", rotations(*self.grid, width // heads), persistent=False)
         pixels, form = shape[0] * patch**2, (width, heads, ratio, dropout)

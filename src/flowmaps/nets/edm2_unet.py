@@ -8,29 +8,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ._embedding import Condition
-from ._magnitude import Waves, Weighted, beside, mixed, normalised, silu
+from ._magnitude import Times, Weighted, beside, mixed, normalised, silu
 
 __all__ = ["EDM2UNet"]
-
-
-class _Times(nn.Module):
-    """Departure time and span, embedded alike and mixed: [B], [B] -> [B, width]."""
-
-    def __init__(self, count: int, width: int) -> None:
-        super().__init__()
-        self.departure_waves, self.span_waves = Waves(count), Waves(count)
-        self.departure, self.span = Weighted(count, width), Weighted(count, width)
-
-    def forward(self, s: Tensor, t: Tensor) -> Tensor:
-        return mixed(self.departure(self.departure_waves(s)), self.span(self.span_waves(t - s)))
 
 
 class _Block(nn.Module):
     """Halve or double if asked to, a residual branch that the condition scales, then attention if asked to."""
 
     def __init__(
-        self, channels: int, out: int, told: int, dropout: float, *, decodes: bool, attends: int = 0, resample: str = "",
-        joins: bool = False,
+        self, channels: int, out: int, told: int, dropout: float, *, decodes: bool, attends: int = 0,
+        resample: str = "", joins: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         self.decodes, self.attends, self.resample, self.joins = decodes, attends, resample, joins
@@ -102,7 +90,7 @@ class EDM2UNet(nn.Module):
                 f"got {height} x {side}, and heads of {head} for {sizes} channels."
             )
         told = max(sizes)
-        self.times, self.labels = _Times(width, told), Condition(classes, told, numbers, vocabulary)
+        self.times, self.labels = Times(width, told), Condition(classes, told, numbers, vocabulary)
         self.enter = Weighted(channels + 1, width, 3)
         self.down, self.up, stack, now = nn.ModuleList(), nn.ModuleList(), [width], width
         for level, size in enumerate(sizes):
@@ -123,11 +111,8 @@ class EDM2UNet(nn.Module):
                 wide = now + stack.pop()
                 self.up.append(_Block(wide, size, told, dropout, decodes=True, attends=heads, joins=True))
                 now = size
-        self.leave, self.gain, self.outputs = (
-            Weighted(now, channels * outputs, 3),
-            nn.Parameter(torch.zeros([])),
-            outputs,
-        )
+        self.leave, self.gain = Weighted(now, channels * outputs, 3), nn.Parameter(torch.zeros([]))
+        self.outputs = outputs
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""

@@ -29,7 +29,7 @@ class GatedSpan(nn.Module):
     only, u_{s,s} = b_s, thus starts as u_{s,t} = b_s for g = 0, and keeps u_{s,s} = b_s for any g while e' = e.
 
     Args:
-        net: a network of this package: mlp, dit or unet.
+        net: a network of this package that embeds its times, such as mlp, dit or unet.
         gate: g at the start.
     Source: Gu, Fang, Jiang & others, AnyFlow: any-step video diffusion model with on-policy flow map distillation,
         2026, arXiv:2605.13724, which starts from a copied embedding with a gate of 0.25.

@@ -24,7 +24,7 @@ class _Joint(nn.Module):
         """Image tokens [B, N, width] and text tokens [B, L, width] -> the same."""
         told_x, told_y = (stream.modulation(cond).chunk(6, -1) for stream in (self.image, self.text))
         both = zip(self.image.split(x, told_x), self.text.split(y, told_y), strict=True)
-        heard = joined(F.scaled_dot_product_attention(*(torch.cat(z, 2) for z in both), mask))
+        heard = joined(F.scaled_dot_product_attention(*(torch.cat(z, 2) for z in both), attn_mask=mask))
         n = x.shape[1]
         return self.image.finish(x, heard[:, :n], told_x), self.text.finish(y, heard[:, n:], told_y)
 
@@ -49,7 +49,7 @@ class _Last(nn.Module):
 
 
 class MMDiT(nn.Module):
-    """net(x, s, t, text) for images: patches and words in two streams with weights of their own, joined by attention.
+    """net(x, s, t, text) for images: patches and words in two streams of their own, joined by attention.
 
     A condition is a text: token ids, or tokens that a text encoder has made, of which those of zeros are no words. A
     label is a text of one word. Times and the text as a whole, by the mean of its words, modulate both streams.
