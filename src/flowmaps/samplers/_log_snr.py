@@ -9,8 +9,12 @@ from ._multistep import History, gauss_legendre, lagrange, mixed
 
 
 def log_snr(path: Interpolant, t: Tensor) -> Tensor:
-    """log(beta / alpha) at times [B], float64; infinite at an end without noise or without data."""
-    return path.log_snr(t.double())
+    """log(beta / alpha) at times [B], float64; infinite where there is no data, and at t = 1 even if some noise is left.
+
+    The last step of few is long, and no polynomial reaches so far; of infinite length it is of order 1 on every path.
+    """
+    t = t.double()
+    return torch.where(t >= 1, torch.inf, path.log_snr(t))
 
 
 def length(here: Tensor, there: Tensor) -> Tensor:

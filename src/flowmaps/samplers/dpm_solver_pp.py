@@ -24,8 +24,8 @@ class DPMSolverPP:
     h}) e, with h = l_t - l_s > 0, e ~ N(0, I), and D(l) extrapolated from the last predictions: constant (1), its value
     half-way on the line through two (2M), the parabola through three (3M).
 
-    Where l is infinite, at an end without noise or without data, a step is of order 1, and so are the first ones: what an
-    order of 3 promises shows on grids that begin and end inside, with short first steps.
+    A step to t = 1, or from a time without data where l is infinite, is of order 1, and so are the first ones: what an order
+    of 3 promises shows on grids that end inside and begin with short steps.
 
     Args:
         order: 1 is DDIM; 2 for guided sampling; 3.
@@ -45,6 +45,11 @@ class DPMSolverPP:
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3) or self.eta < 0:
             raise ValueError(f"order must be 1, 2 or 3 and eta at least 0; got {self.order} and {self.eta}.")
+
+    @property
+    def weak_order(self) -> int:
+        """Of the law of the samples, with noise."""
+        return min(self.order, 2)
 
     def __call__(
         self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: History | None = None,

@@ -11,7 +11,7 @@ from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, normal
 from ..core.shapes import expand_time
-from ._log_snr import log_snr, straight
+from ._log_snr import straight
 
 __all__ = ["EDMStochastic"]
 
@@ -66,25 +66,30 @@ class EDMStochastic:
         v = model.velocity(x, s, cond)
         data, source = p.data_from_velocity(v, x, s).to(x.dtype), p.source_from_velocity(v, x, s).to(x.dtype)
         y = straight(p, x, s, t, data, source)
-        both = (p.beta(s) > 0) & (p.alpha(t) > 0)
+        both = (p.beta(s) > 0) & (p.alpha(t.double()) > 1e-12)
         if not bool(both.any()):
             return y, None
         ahead = p.source_from_velocity(model.velocity(y, t, cond), y, t).to(x.dtype)
-        fall = torch.exp(-log_snr(p, t)) - torch.exp(-log_snr(p, s))
+        fall = _level(p, t) - _level(p, s)
         half = torch.where(both, p.beta(t.double()) * fall / 2, 0.0)
         return y + expand_time(half, x).to(x.dtype) * (ahead - source), None
 
     def _raised(self, x: Tensor, s: Tensor, t: Tensor, generator: Random) -> tuple[Tensor, Tensor]:
         """States and times after fresh noise."""
-        p, level = self.interpolant, torch.exp(-log_snr(self.interpolant, s))
+        p, level = self.interpolant, _level(self.interpolant, s)
         chosen = (s != t) & (level > 0) & level.isfinite() & (level >= self.least) & (level <= self.most)
         inside = torch.where(chosen, s.double(), 0.5)
         back = p.time_at(p.log_snr(inside) - math.log1p(self.churn)).to(s.dtype)
         # From the time as it is, which may be rounded or the path's first.
-        more = torch.exp(-2 * log_snr(p, back)) - torch.exp(-2 * p.log_snr(inside))
+        more = _level(p, back) ** 2 - _level(p, inside) ** 2
         beta, fresh = p.beta(back.double()), self.inflation * more.clamp_min(0).sqrt()
         old = torch.where(chosen, beta / p.beta(inside), 1.0)
         new = torch.where(chosen, beta * fresh, 0.0)
         noise = normal(x.shape, x, generator).to(x.dtype)
         x = expand_time(old, x).to(x.dtype) * x + expand_time(new, x).to(x.dtype) * noise
         return x, torch.where(chosen, back, s)
+
+
+def _level(path: Interpolant, t: Tensor) -> Tensor:
+    """Sigma = alpha / beta at times [B], float64."""
+    return torch.exp(-path.log_snr(t.double()))

@@ -34,7 +34,7 @@ class UniPC:
     predicted state, which is then not evaluated again. Two predictions only are taken at the middle of the step, with mass
     B(h) for that of the integral. A state is corrected at the beginning of the next step, the last one never.
 
-    Where l is infinite a step is of order 1, as in DPM-Solver++, and so are the first ones.
+    A step to t = 1, or from a time without data where l is infinite, is of order 1, as in DPM-Solver++, and so are the first.
 
     Args:
         predictor: p, the order of the predictor, from 1 to 3.
@@ -43,8 +43,8 @@ class UniPC:
         interpolant: the path the map was trained on.
     Cost: 1 network evaluation per step.
     Source: Zhao, Bai, Rao, Zhou & Lu, UniPC: a unified predictor-corrector framework for fast sampling of diffusion models,
-        2023, arXiv:2302.04867, Algorithms 1 and 2 with data prediction, and its code (orders 1 and 2 by the middle).
-    Differs: the last step keeps its order where l is finite; the code lowers it.
+        2023, arXiv:2302.04867, UniP and UniC with data prediction, and its code (two predictions by the middle).
+    Differs: the code lowers the order of the last steps but one, too.
     """
 
     predictor: int = 2
