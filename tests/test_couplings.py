@@ -9,9 +9,10 @@ from truth import SHAPES, stream
 from flowmaps.build import build, names
 from flowmaps.core.types import Pair
 from flowmaps.couplings._transport import assignment, drawn, sinkhorn, square_distances
+from flowmaps.couplings.semidiscrete_ot import SemidiscreteOT, stored_potentials
 
 SMALL = 200  # optimal transport is at least quadratic in the batch
-OTHER = {"reflow"}  # whose data are not the batch's
+OTHER = {"reflow", "semidiscrete_ot"}  # whose data are not the batch's
 
 
 def coupled(coupling, x1, cond=None, g=None):
@@ -156,3 +157,53 @@ def test_minibatch_ot_says_what_is_wrong():
         build("couplings", {"name": "minibatch_ot", "regularisation": 0.0})
     nested = build("couplings", {"name": "minibatch_ot", "coupling": {"name": "independent", "scale": 2.0}})
     assert nested.coupling.scale == 2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_semidiscrete_ot_hits_every_datum_equally_within_conditions(shape, tmp_path):
+    file, g = str(tmp_path / "g.pt"), stream()
+    labels = torch.arange(30) % 3
+    y = torch.randn(30, *shape, generator=stream(1)) + 3 * labels.reshape(-1, *[1] * len(shape))
+    cond = {"label": labels, "name": torch.arange(30)[:, None]}
+    chi = stored_potentials(file, y, {"label": labels}, steps=800, batch=512, generator=g)
+    assert chi.shape == (3,)
+    assert chi.max() < 0.01, "a tenth of a share"
+    asked = torch.arange(9000) % 3
+    pair = SemidiscreteOT(file)(torch.empty(9000, *shape), {"label": asked}, generator=g)
+    assert torch.equal(pair.cond["label"], asked)
+    far = torch.cdist(pair.x1.flatten(1), y.flatten(1))
+    hit = far.argmin(1)
+    assert torch.equal(y[hit], pair.x1), "data are those of the file"
+    assert torch.equal(labels[hit], asked), "and have the condition"
+    # 300 hits of each, with a standard error of 17; potentials that are off by a tenth add 30.
+    assert (hit.bincount(minlength=30) - 300).abs().max() < 5 * 17 + 30
+    for k in range(3):
+        assert_standard_normal(pair.x0[asked == k])
+        assert cost(pair[asked == k]) < cost(Pair(pair.x0[asked == k], pair.x1[asked == k].roll(1, 0)))
+    across = stored_potentials(file, y, cond, steps=10, within_conditions=False, generator=g)
+    assert across.shape == (1,)
+    pair = SemidiscreteOT(file)(torch.empty(50, *shape), None, generator=g)
+    assert torch.equal(y[pair.cond["name"][:, 0]], pair.x1), "conditions stay with their data"
+    assert torch.equal(labels[pair.cond["name"][:, 0]], pair.cond["label"])
+
+
+def test_semidiscrete_ot_on_a_line_cuts_the_normal_into_equal_parts(tmp_path):
+    file, y = str(tmp_path / "g.pt"), torch.randn(12, 1, generator=stream(1))
+    stored_potentials(file, y, steps=3000, generator=stream())
+    pair = SemidiscreteOT(file)(torch.empty(4000, 1), generator=stream(2))
+    part = (torch.special.ndtr(pair.x0[:, 0]) * 12).long()
+    wrong = pair.x1[:, 0] != y[:, 0].sort().values[part]
+    # Cuts that are off by 0.01 put 12 * 0.004 of the draws on the wrong side.
+    assert wrong.double().mean() < 0.05
+
+
+def test_semidiscrete_ot_says_what_is_wrong(tmp_path):
+    file = str(tmp_path / "g.pt")
+    with pytest.raises(ValueError, match="Write one with stored_potentials"):
+        build("couplings", "semidiscrete_ot")(torch.zeros(2, 3))
+    assert_standard_normal(build("couplings", "semidiscrete_ot").source((4000, 2), torch.empty(0), generator=stream()))
+    stored_potentials(file, torch.randn(4, 3, generator=stream()), torch.arange(4) % 2, steps=1, generator=stream())
+    with pytest.raises(ValueError, match=r"the shape of the batch's, \(2,\); got \(3,\)"):
+        SemidiscreteOT(file)(torch.zeros(2, 2), generator=stream())
+    with pytest.raises(ValueError, match="the condition of every sample; one has none"):
+        SemidiscreteOT(file)(torch.zeros(2, 3), torch.tensor([0, 7]), generator=stream())
