@@ -7,11 +7,16 @@ import torch
 from truth import SHAPES, stream
 
 from flowmaps.build import build, names
+from flowmaps.core.random import PerSample
 from flowmaps.core.types import Pair
 from flowmaps.couplings._transport import assignment, drawn, sinkhorn, square_distances
+from flowmaps.couplings.norm_aligned import mean_norm
+from flowmaps.couplings.pruned import Pruned, sparse_axes
+from flowmaps.couplings.semidiscrete_ot import SemidiscreteOT, stored_potentials
 
 SMALL = 200  # optimal transport is at least quadratic in the batch
-OTHER = {"reflow"}  # whose data are not the batch's
+OTHER = {"reflow", "semidiscrete_ot"}  # whose data are not the batch's
+SPECIAL = {"norm_aligned", "pruned", "ring"}  # whose source is no standard normal
 
 
 def coupled(coupling, x1, cond=None, g=None):
@@ -36,7 +41,7 @@ def assert_standard_normal(x):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", [n for n in names("couplings") if n not in OTHER])
+@pytest.mark.parametrize("name", [n for n in names("couplings") if n not in OTHER | SPECIAL])
 def test_marginals_and_labels(name, shape):
     coupling, g = build("couplings", name), stream()
     labels = torch.arange(10_000) % 2
@@ -156,3 +161,135 @@ def test_minibatch_ot_says_what_is_wrong():
         build("couplings", {"name": "minibatch_ot", "regularisation": 0.0})
     nested = build("couplings", {"name": "minibatch_ot", "coupling": {"name": "independent", "scale": 2.0}})
     assert nested.coupling.scale == 2
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_semidiscrete_ot_hits_every_datum_equally_within_conditions(shape, tmp_path):
+    file, g = str(tmp_path / "g.pt"), stream()
+    labels = torch.arange(30) % 3
+    y = torch.randn(30, *shape, generator=stream(1)) + 3 * labels.reshape(-1, *[1] * len(shape))
+    cond = {"label": labels, "name": torch.arange(30)[:, None]}
+    chi = stored_potentials(file, y, {"label": labels}, steps=800, batch=512, generator=g)
+    assert chi.shape == (3,)
+    assert chi.abs().max() < 0.01, "a tenth of a share"
+    asked = torch.arange(9000) % 3
+    pair = SemidiscreteOT(file)(torch.empty(9000, *shape), {"label": asked}, generator=g)
+    assert torch.equal(pair.cond["label"], asked)
+    far = torch.cdist(pair.x1.flatten(1), y.flatten(1))
+    hit = far.argmin(1)
+    assert torch.equal(y[hit], pair.x1), "data are those of the file"
+    assert torch.equal(labels[hit], asked), "and have the condition"
+    # 300 hits of each, with a standard error of 17; potentials that are off by a tenth add 30.
+    assert (hit.bincount(minlength=30) - 300).abs().max() < 5 * 17 + 30
+    for k in range(3):
+        assert_standard_normal(pair.x0[asked == k])
+        assert cost(pair[asked == k]) < cost(Pair(pair.x0[asked == k], pair.x1[asked == k].roll(1, 0)))
+    across = stored_potentials(file, y, cond, steps=10, within_conditions=False, generator=g)
+    assert across.shape == (1,)
+    pair = SemidiscreteOT(file)(torch.empty(50, *shape), None, generator=g)
+    assert torch.equal(y[pair.cond["name"][:, 0]], pair.x1), "conditions stay with their data"
+    assert torch.equal(labels[pair.cond["name"][:, 0]], pair.cond["label"])
+
+
+def test_semidiscrete_ot_on_a_line_cuts_the_normal_into_equal_parts(tmp_path):
+    file, y = str(tmp_path / "g.pt"), torch.randn(12, 1, generator=stream(1))
+    stored_potentials(file, y, steps=3000, generator=stream())
+    pair = SemidiscreteOT(file)(torch.empty(4000, 1), generator=stream(2))
+    part = (torch.special.ndtr(pair.x0[:, 0]) * 12).long()
+    wrong = pair.x1[:, 0] != y[:, 0].sort().values[part]
+    # Cuts that are off by 0.01 put 12 * 0.004 of the draws on the wrong side.
+    assert wrong.double().mean() < 0.05
+
+
+def test_semidiscrete_ot_says_what_is_wrong(tmp_path):
+    file = str(tmp_path / "g.pt")
+    with pytest.raises(ValueError, match="Write one with stored_potentials"):
+        build("couplings", "semidiscrete_ot")(torch.zeros(2, 3))
+    assert_standard_normal(build("couplings", "semidiscrete_ot").source((4000, 2), torch.empty(0), generator=stream()))
+    stored_potentials(file, torch.randn(4, 3, generator=stream()), torch.arange(4) % 2, steps=1, generator=stream())
+    with pytest.raises(ValueError, match=r"the shape of the batch's, \(2,\); got \(3,\)"):
+        SemidiscreteOT(file)(torch.zeros(2, 2), generator=stream())
+    with pytest.raises(ValueError, match="the condition of every sample; one has none"):
+        SemidiscreteOT(file)(torch.zeros(2, 3), torch.tensor([0, 7]), generator=stream())
+
+
+# Sources
+
+
+@pytest.mark.parametrize("shape", [(1,), *SHAPES])
+def test_norm_aligned_sources_are_as_long_as_the_data(shape):
+    x1 = 5 + torch.randn(20_000, *shape, generator=stream(1))
+    coupling = build("couplings", {"name": "norm_aligned", "norm": mean_norm(x1)})
+    pair = coupling(x1, generator=stream())
+    assert torch.equal(pair.x1, x1)
+    length = pair.x0.flatten(1).norm(dim=1)
+    assert abs(length.mean() - mean_norm(x1)) < 5 * length.std() / 20_000**0.5
+    assert_standard_normal(pair.x0 / pair.x0.std())
+    assert torch.equal(coupling.source(x1.shape, x1, generator=stream()), pair.x0), "sampling starts there too"
+    with pytest.raises(ValueError, match=r"Use the mean length of the data, mean_norm\(data\)"):
+        build("couplings", {"name": "norm_aligned", "norm": 0.0})
+
+
+def test_mean_norm_of_cifar_sized_noise():
+    """55.42, the number of the paper for noise in 3072 dimensions."""
+    coupling = build("couplings", {"name": "norm_aligned", "norm": 27.198})
+    assert abs(float(coupling.source((50, 3072), torch.empty(0), generator=stream()).std()) - 27.198 / 55.42) < 0.005
+
+
+def test_pruned_sources_avoid_the_axes_and_nothing_else(tmp_path):
+    file = tmp_path / "axes.pt"
+    x1 = torch.tensor([[3.0, 0.1], [-3.0, 0.1], [1.0, 0.5], [-1.0, 0.5]])  # no datum below
+    axes = sparse_axes(file, x1)
+    assert (axes - torch.tensor([[0.0, -1.0]])).abs().max() < 1e-6
+    pruned = Pruned(str(file), deviations=2**0.5 * 0.5)  # cosine 1/2: within 60 degrees of the axis
+    plain = build("couplings", "independent")
+    x0 = pruned.source((12_000, 2), x1, generator=stream())
+    angle = torch.atan2(x0[:, 1], x0[:, 0])
+    assert not ((angle > -5 / 6 * torch.pi) & (angle < -torch.pi / 6)).any()
+    # What is left is a normal given its direction: uniform in what is left, with lengths as before.
+    place = (((angle + torch.pi / 6) % (2 * torch.pi)) / (4 / 3 * torch.pi)).sort().values
+    assert (place - (torch.arange(12_000) + 0.5) / 12_000).abs().max() < 2.2 / 110  # false alarm 1e-4
+    assert abs(x0.square().sum(1).mean() - 2) < 5 * 2 / 110
+    assert torch.equal(pruned(x1, generator=stream()).x0, plain(x1, generator=stream()).x0), "training is unchanged"
+    kept = plain.source((12_000, 2), x1, generator=stream())
+    same = (kept == x0).all(1)
+    assert abs(same.double().mean() - 2 / 3) < 5 * 0.47 / 110, "accepted draws stay"
+    few, many = (pruned.source((n, 2), x1, generator=PerSample.seeded(0, 0, n)) for n in (5, 50))
+    assert torch.equal(few, many[:5]), "sample i does not depend on the batch"
+
+
+def test_sparse_axes_are_far_from_every_datum(tmp_path):
+    x1 = torch.randn(500, 2, 3, generator=stream()) * torch.tensor([5.0, 3, 1]) + torch.tensor([0, 0, 2.0])
+    axes = sparse_axes(tmp_path / "a.pt", x1, most=0.6)
+    direction = torch.nn.functional.normalize(x1.flatten(1), dim=1)
+    assert (axes.double() @ direction.T).max() <= 0.6 + 1e-6
+    assert (axes.norm(dim=1) - 1).abs().max() < 1e-6
+    overlap = axes @ axes.T
+    assert ((overlap.abs() < 1e-5) | ((overlap.abs() - 1).abs() < 1e-5)).all(), "principal axes are at right angles"
+    with pytest.raises(ValueError, match="no datum within a cosine of 0.01; all have some. Raise most"):
+        sparse_axes(tmp_path / "b.pt", torch.randn(500, 2, generator=stream()))
+
+
+def test_pruned_says_what_is_wrong(tmp_path):
+    file = str(tmp_path / "axes.pt")
+    torch.save({"axes": torch.cat([torch.eye(2), -torch.eye(2)])}, file)
+    with pytest.raises(ValueError, match="0.5 with 4 axes rejects some of the 3 draws 1000 times. Raise it"):
+        Pruned(file, deviations=0.5).source((3, 2), torch.empty(0), generator=stream())
+    with pytest.raises(ValueError, match="axes must have the 3 dimensions of a state; got 2"):
+        Pruned(file).source((3, 3), torch.empty(0), generator=stream())
+    with pytest.raises(ValueError, match="deviations must be > 0"):
+        Pruned(file, deviations=0.0)
+
+
+def test_ring_is_a_gaussian_of_many_dimensions_from_afar():
+    ring = build("couplings", {"name": "ring", "dimensions": 300})
+    x0 = ring(torch.zeros(5000, 2), generator=stream()).x0
+    square = x0.square().sum(1)
+    assert abs(square.mean() - 300) < 5 * 600**0.5 / 70
+    assert abs(square.var() / 600 - 1) < 0.12  # five standard errors
+    angle = ((torch.atan2(x0[:, 1], x0[:, 0]) / (2 * torch.pi)) % 1).sort().values
+    assert (angle - (torch.arange(5000) + 0.5) / 5000).abs().max() < 2.2 / 70
+    with pytest.raises(ValueError, match=r"must lie in the plane, shape \(B, 2\); got \(5, 3\)"):
+        ring(torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="dimensions must be at least 2"):
+        build("couplings", {"name": "ring", "dimensions": 1})

@@ -57,6 +57,24 @@ def test_toys(kind):
             assert (data.x[data.labels == k].mean(0) - centre).abs().max() < 0.015
 
 
+def test_ring_modes():
+    data = read("ring_modes")
+    assert data.labels.bincount().tolist() == [51, 307, 666]
+    length = data.x.norm(dim=1)
+    assert abs(length.mean() - 625**0.5) < 5 * 0.71 / 32 + 0.01  # a chi's mean is 1 / (4 sqrt(D)) below the root
+    assert abs(length.std() - 0.707) < 0.1
+    angle = torch.atan2(data.x[:, 1], data.x[:, 0])
+    for k in range(3):
+        centre = torch.atan2(data.x[data.labels == k, 1].mean(), data.x[data.labels == k, 0].mean())
+        off = (angle[data.labels == k] - centre + torch.pi) % (2 * torch.pi) - torch.pi
+        assert 9 < off.abs().max().rad2deg() < 15
+    test = read("ring_modes", split="test")
+    assert not torch.equal(test.x, data.x)
+    assert (test.x[test.labels == 2].mean(0) - data.x[data.labels == 2].mean(0)).norm() < 0.3, "the same modes"
+    with pytest.raises(ValueError, match="size and dimensions must be at least 1; got 0 and 625"):
+        read("ring_modes", size=0)
+
+
 def test_toy_errors():
     with pytest.raises(ValueError, match="kind must be one of 'checkerboard'"):
         read("toy", kind="rings")

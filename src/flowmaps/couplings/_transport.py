@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,19 +97,25 @@ def transported(
     assert pair.x1 is not None
     u = uniform((len(pair),), pair.x1, generator)
     order = torch.empty(len(pair), dtype=torch.long, device=pair.x1.device)
-    for i in _alike(pair) if within_conditions else [torch.arange(len(pair), device=u.device)]:
+    for i in alike(pair.cond if within_conditions else None, pair.x1):
         order[i] = i[match(square_distances(pair.x0[i], pair.x1[i]), u[i])]
     return dataclasses.replace(pair, x0=pair.x0[order])
 
 
-def _alike(pair: Pair) -> list[Tensor]:
-    """Indices of the pairs, one tensor for each condition that occurs."""
-    parts = [torch.zeros(len(pair), 1, device=pair.x0.device)]
+def as_rows(cond: Any, like: Tensor) -> Tensor:
+    """Conditions of any build as one row of numbers each [B, K], to be compared; K = 1 where there are none."""
+    parts = [torch.zeros(len(like), 1, dtype=torch.float64)]
 
     def keep(c: Tensor) -> Tensor:
-        parts.append(c.reshape(len(c), -1).to(parts[0].device, torch.float64))
+        parts.append(c.reshape(len(c), -1).cpu().double())
         return c
 
-    map_condition(keep, pair.cond)
-    _, group = torch.unique(torch.cat(parts, 1), dim=0, return_inverse=True)
-    return [i.nonzero()[:, 0] for i in group == torch.arange(int(group.max()) + 1, device=group.device)[:, None]]
+    map_condition(keep, cond)
+    return torch.cat(parts, 1)
+
+
+def alike(cond: Any, like: Tensor) -> list[Tensor]:
+    """Indices of the samples of `like` [B, *], one tensor for each condition that occurs."""
+    _, group = torch.unique(as_rows(cond, like), dim=0, return_inverse=True)
+    order = group.argsort(stable=True).to(like.device)
+    return list(order.split(group.bincount().tolist()))

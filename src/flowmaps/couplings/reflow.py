@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ..core.interpolant import Interpolant, Linear
 from ..core.random import PerSample, Random, normal, uniform
 from ..core.sampling import Jump, sample
 from ..core.types import Pair, Sampler, map_condition
+from ._stored import stored
 
 __all__ = ["Reflow"]
 
@@ -68,7 +68,7 @@ class Reflow:
         return normal(shape, like, generator)
 
     def _drawn(self, x1: Tensor, generator: Random) -> Pair:
-        every = _read(self.stored, Path(self.stored).stat().st_mtime_ns)
+        every = Pair(**stored(self.stored))
         if every.x0.shape[1:] != x1.shape[1:]:
             raise ValueError(
                 f"stored pairs must have the shape of the data, {tuple(x1.shape[1:])}; got "
@@ -133,9 +133,3 @@ def stored_pairs(
     every = Pair(*map_condition(joined, *made))
     torch.save({"x0": every.x0, "x1": every.x1, "cond": every.cond}, file)
     return every
-
-
-@lru_cache(maxsize=4)
-def _read(file: str, written: int) -> Pair:
-    held = torch.load(file, map_location="cpu", weights_only=True)
-    return Pair(held["x0"], held["x1"], held["cond"])

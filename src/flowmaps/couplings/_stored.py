@@ -1,0 +1,17 @@
+"""Files of tensors that couplings are made from beforehand."""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def stored(file: str | Path) -> dict[str, Any]:
+    """What a torch file holds; read once, and again only when it has been written again. Loading runs no code."""
+    return _read(str(file), Path(file).stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _read(file: str, written: int) -> dict[str, Any]:
+    return torch.load(file, map_location="cpu", weights_only=True)
