@@ -42,6 +42,14 @@ class Step(nn.Module):
         plain = {name: thing for name, thing in owners.items() if not isinstance(thing, nn.Module)}
         self.parts = nn.ModuleDict(dict(part for name, thing in plain.items() for part in parts(thing, name)))
 
+    def train(self, mode: bool = True) -> "Step":
+        """As of any module, but what is not trained stays in evaluation mode: teachers, encoders, averages."""
+        super().train(mode)
+        for part in self.parts.values():
+            if isinstance(part, Average) or not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
     def follow(self) -> None:
         """Move the averages that the loss holds; to be called after each step of the optimizer."""
         for average in self.averages:
