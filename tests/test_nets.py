@@ -157,7 +157,7 @@ def test_two_times_tells_departure_from_span():
 
 def test_attention_does_not_know_the_order_of_its_tokens():
     x, order = draws(2, (16, 8, 8))[0], torch.randperm(64, generator=torch.Generator().manual_seed(0))
-    attend = next(m for m in net("unet", width=8).modules() if type(m).__name__ == "_Attention")
+    attend = next(m for m in net("unet", width=8).modules() if type(m).__name__ == "Attention")
     shuffled = x.flatten(2)[..., order].reshape(x.shape)
     assert (attend(shuffled) - attend(x).flatten(2)[..., order].reshape(x.shape)).abs().max() < 1e-12
     tokens, told, block = draws(2, (64, 32))[0], torch.ones(2, 1, 32), net("dit").blocks[0]
@@ -212,3 +212,20 @@ def test_mlp_with_waves_of_the_state_sees_sharp_edges():
         left[waves] = float(loss)
     assert left[40] < left[0] / 2
     assert "waves" in made.state_dict(), "the waves are random: a saved network must bring its own"
+
+
+@pytest.mark.parametrize(("name", "places"), [("dit", 16), ("unet", 64)])
+def test_features_are_those_of_a_block_on_the_way_to_the_result(name, places):
+    """Asking for them changes nothing, and those of the first block know nothing of the last layers."""
+    made = net(name)
+    x, s, _, t = draws(2, SHAPE)
+    rows = [made.with_features(x, s, t, None, block) for block in range(1, made.depth + 1)]
+    assert all(torch.equal(y, made(x, s, t)) for y, _ in rows)
+    first, last = rows[0][1], rows[-1][1]
+    assert first.shape == last.shape == (2, places, first.shape[-1])
+    assert not torch.equal(first, last)
+    with torch.no_grad():
+        made.leave.weight.mul_(2.0)
+    assert torch.equal(made.with_features(x, s, t, None, made.depth)[1], last)
+    with pytest.raises(ValueError, match="net must give features of its blocks: a dit or unet; got MLP"):
+        MeanVelocity(net("mlp")).with_features(x, s, t)

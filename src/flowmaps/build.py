@@ -19,6 +19,7 @@ KINDS = {
     "data": "data",
     "diagonal_times": "training_times",
     "distance": "distances",
+    "encoder": "nets",
     "grid": "time_grids",
     "guidance": "guidance",
     "interpolant": "interpolants",

@@ -258,7 +258,13 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
     lora = config.get("lora")
     flow.model.load_state_dict(merged(state, lora["scale"]) if lora else state)
     model = flow.model.requires_grad_(False).eval().to(device)
-    return dataclasses.replace(flow, model=as_map(model, find("losses", config["loss"]["name"])))
+    return dataclasses.replace(flow, model=as_map(model, _innermost(config["loss"])))
+
+
+def _innermost(loss: Mapping[str, Any]) -> object:
+    """The class of the loss that a table describes, or of the one that it is put around."""
+    inner = loss.get("loss")
+    return _innermost(inner) if isinstance(inner, Mapping) else find("losses", loss["name"])
 
 
 def as_map(model: FlowMap, loss: object) -> FlowMap:

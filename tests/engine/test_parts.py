@@ -190,6 +190,9 @@ def test_step_registers_what_trains_and_leaves_out_what_is_frozen():
     assert any(name.startswith("parts.loss_weighting.") for name in step.trained_state())
     assert not any("teacher" in name for name in step.trained_state())
     assert any("teacher" in name for name in step.state_dict()), "but it moves with the step"
+    assert not step.train().loss.teacher.training, "and its dropout stays off"
+    assert step.model.training
+    assert step.loss.weighting.training
     trained = {n for n, p in step.named_parameters() if p.requires_grad}
     assert any("weighting" in n for n in trained)
     optimizer = build_optimizer({"optimizer": {"name": "torch.optim:SGD", "lr": 0.1}}, step)

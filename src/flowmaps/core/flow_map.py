@@ -48,6 +48,14 @@ class FlowMap(nn.Module, ABC):
         """b_t(x), and E[noise | x_t = x] beside it from a map with a head for it, or else None: [B, *] each."""
         return self.velocity(x, t, cond), None
 
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """u_{s,t}(x), and what a block of the network makes on the way to it [B, places, channels].
+
+        Raises:
+            ValueError: if the map or its network gives no features.
+        """
+        raise ValueError(f"the map must give features of its network; got {type(self).__name__}. Use 'mean_velocity'.")
+
     def null_condition(self, batch: int) -> Any:
         """The condition that says nothing, for a batch; None unless the network has its own."""
         return None
@@ -74,6 +82,12 @@ class MeanVelocity(FlowMap):
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         return self.net(x, s, t, cond)
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        features = getattr(self.net, "with_features", None)
+        if features is None:
+            raise ValueError(f"net must give features of its blocks: a dit or unet; got {type(self.net).__name__}.")
+        return features(x, s, t, cond, block)
 
     def null_condition(self, batch: int) -> Any:
         return _null_condition(self.net, batch)

@@ -43,6 +43,14 @@ class Step(nn.Module):
         plain = {name: thing for name, thing in owners.items() if not isinstance(thing, nn.Module)}
         self.parts = nn.ModuleDict(dict(part for name, thing in plain.items() for part in parts(thing, name)))
 
+    def train(self, mode: bool = True) -> "Step":
+        """As of any module, but what is not trained stays in evaluation mode: teachers, encoders, averages."""
+        super().train(mode)
+        for part in self.parts.values():
+            if isinstance(part, Average) or not any(p.requires_grad for p in part.parameters()):
+                part.eval()
+        return self
+
     def follow(self) -> None:
         """Put constrained weights back, and move the averages of the loss; to be called after each optimizer step."""
         put_back(self)

@@ -51,6 +51,12 @@ class DiT(nn.Module):
         """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
         return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
 
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and the tokens [B, places, width] after the block of that number, from 1 to `depth`."""
+        kept: list[Tensor] = []
+        y = self.body(x, [self.embed(s, t, cond)] * (self.depth + 1), kept)
+        return y, kept[block - 1]
+
     def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """What the blocks are told of times [B] and condition: [B, width]."""
         return F.silu(self.times(s, t) + self.labels(cond, len(s)))
@@ -60,11 +66,16 @@ class DiT(nn.Module):
         """Number of blocks."""
         return len(self.blocks)
 
-    def body(self, x: Tensor, told: Sequence[Tensor]) -> Tensor:
-        """The network with what each block is told, and what the last layer is: depth + 1 of [B, width]."""
+    def body(self, x: Tensor, told: Sequence[Tensor], kept: list[Tensor] | None = None) -> Tensor:
+        """The network with what each block is told, and what the last layer is: depth + 1 of [B, width].
+
+        The tokens after each block are appended to `kept`, if that is given.
+        """
         h = self.enter(to_tokens(x, self.patch)) + self.place
         for block, c in zip(self.blocks, told[:-1], strict=True):
             h = block(h, c[:, None])
+            if kept is not None:
+                kept.append(h)
         shift, scale = self.modulation(told[-1])[:, None].chunk(2, -1)
         h = self.leave(self.norm(h) * (1 + scale) + shift)
         return to_image(h, self.patch, self.grid, self.outputs)

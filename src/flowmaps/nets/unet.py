@@ -7,50 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._convolutional import Attention, Residual, group_norm
 from ._embedding import Condition, TwoTimes
 
 __all__ = ["UNet"]
-
-
-def _norm(x: Tensor) -> Tensor:
-    # Without affine parameters: an affine group norm under a forward derivative breaks the compiler.
-    full = x.to(torch.promote_types(x.dtype, torch.float32))
-    return F.group_norm(full, max(1, x.shape[1] // 16)).to(x.dtype)
-
-
-class _Residual(nn.Module):
-    """Norm, convolution, scale and shift by the condition, norm, convolution, added to the input."""
-
-    def __init__(self, channels: int, out: int, width: int, dropout: float) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(channels, out, 3, padding=1), nn.Conv2d(out, out, 3, padding=1)
-        self.modulation = nn.Linear(width, 2 * out)
-        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
-        self.dropout = nn.Dropout(dropout)
-        nn.init.zeros_(self.second.weight)
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        scale, shift = self.modulation(cond)[:, :, None, None].chunk(2, 1)
-        h = _norm(self.first(F.silu(_norm(x)))) * (1 + scale) + shift
-        return self.skip(x) + self.second(self.dropout(F.silu(h)))
-
-
-class _Attention(nn.Module):
-    """Self-attention over the places of an image, added to the input."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv, self.project = nn.Conv2d(channels, 3 * channels, 1), nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.project.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, channels = x.shape[:2]
-        qkv = self.qkv(_norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1).transpose(3, 4)
-        q, k, v = qkv.unbind(1)
-        q, k = (F.normalize(z, dim=-1) * z.shape[-1] ** 0.5 for z in (q, k))
-        y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
-        return x + self.project(y.reshape(x.shape))
 
 
 class UNet(nn.Module):
@@ -95,14 +55,14 @@ class UNet(nn.Module):
                 self.down.append(nn.Conv2d(now, now, 3, padding=1))
                 stack.append(now)
             for _ in range(blocks):
-                self.down.append(_Residual(now, width * multiplier, embed, dropout))
+                self.down.append(Residual(now, width * multiplier, embed, dropout))
                 now = width * multiplier
                 stack.append(now)
-        self.middle = nn.ModuleList([_Residual(now, now, embed, dropout), _Residual(now, now, embed, dropout)])
-        self.attention = _Attention(now, heads)
+        self.middle = nn.ModuleList([Residual(now, now, embed, dropout), Residual(now, now, embed, dropout)])
+        self.attention = Attention(now, heads)
         for level, multiplier in reversed(list(enumerate(multipliers))):
             for _ in range(blocks + 1):
-                self.up.append(_Residual(now + stack.pop(), width * multiplier, embed, dropout))
+                self.up.append(Residual(now + stack.pop(), width * multiplier, embed, dropout))
                 now = width * multiplier
             if level:
                 self.up.append(nn.Conv2d(now, now, 3, padding=1))
@@ -114,6 +74,12 @@ class UNet(nn.Module):
         """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
         return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
 
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and what the block of that number, from 1 to `depth`, has made of it: [B, places, channels]."""
+        kept: list[Tensor] = []
+        y = self.body(x, [self.embed(s, t, cond)] * (self.depth + 1), kept)
+        return y, kept[block - 1].flatten(2).transpose(1, 2)
+
     def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """What the blocks are told of times [B] and condition: [B, 4 width]."""
         return F.silu(self.times(s, t) + self.labels(cond, len(s)))
@@ -121,23 +87,33 @@ class UNet(nn.Module):
     @property
     def depth(self) -> int:
         """Number of blocks."""
-        return sum(isinstance(layer, _Residual) for layer in (*self.down, *self.middle, *self.up))
+        return sum(isinstance(layer, Residual) for layer in (*self.down, *self.middle, *self.up))
 
-    def body(self, x: Tensor, told: Sequence[Tensor]) -> Tensor:
-        """The network with what each block is told: the first `depth` of these [B, 4 width], from first to last."""
-        c = iter(told)
+    def body(self, x: Tensor, told: Sequence[Tensor], kept: list[Tensor] | None = None) -> Tensor:
+        """The network with what each block is told: the first `depth` of these [B, 4 width], from first to last.
+
+        What each block makes of the state is appended to `kept`, if that is given.
+        """
+        c, kept = iter(told), [] if kept is None else kept
         h = self.enter(x)
         skips = [h]
         for layer in self.down:
-            h = layer(h, next(c)) if isinstance(layer, _Residual) else layer(F.avg_pool2d(h, 2))
+            if isinstance(layer, Residual):
+                h = layer(h, next(c))
+                kept.append(h)
+            else:
+                h = layer(F.avg_pool2d(h, 2))
             skips.append(h)
-        h = self.middle[1](self.attention(self.middle[0](h, next(c))), next(c))
+        kept.append(self.middle[0](h, next(c)))
+        kept.append(self.middle[1](self.attention(kept[-1]), next(c)))
+        h = kept[-1]
         for layer in self.up:
-            if isinstance(layer, _Residual):
+            if isinstance(layer, Residual):
                 h = layer(torch.cat([h, skips.pop()], 1), next(c))
+                kept.append(h)
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
-        y = self.leave(F.silu(_norm(h)))
+        y = self.leave(F.silu(group_norm(h)))
         return y if self.outputs == 1 else y.unflatten(1, (self.outputs, -1))
 
     def null_condition(self, batch: int) -> Tensor:
