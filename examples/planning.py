@@ -8,8 +8,8 @@ clumsy walker only. As in Guided Flows (Zheng, Le, Shaul, Lipman, Grover & Chen,
 2. a network learns from the same recordings which action leads from one state to the next;
 3. to act, a plan of high return is drawn with guidance, its first transition is carried out, and so on.
 
-Run it with `python examples/planning.py`; it takes about a minute of one core. Measured, seed 0: share of 500 walks of 30
-steps that reach the goal.
+Run it with `python examples/planning.py`; it takes about a minute of one core. Measured, seed 0: share of 500
+walks of 30 steps that reach the goal.
 
     the recorded walks                              0.270
     plans of  4 steps, no return asked for          0.088

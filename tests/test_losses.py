@@ -22,6 +22,7 @@ ELSEWHERE = {
     "feature_residual": "needs a network with segments, and trains a part of it",
     "distribution_matching": "needs a critic, which must know the law of the map's samples",
     "divergence_distillation": "needs a map with a divergence head",
+    "reflected_score_matching": "its states lie in a box",
     "representation_alignment": "needs an encoder, and a network that gives features",
     "stochastic_interpolant": "needs a map with a denoiser head",
 }

@@ -168,7 +168,11 @@ def test_random_samplers_keep_the_law(variant, path, shape):
     with probability 4e-5 in all; Langevin steps of size 0.1 miss the deviation by some percent of the noise's, solvers in
     48 steps by 1 %."""
     path = build("interpolants", path)
-    flow, sampler, n = gaussian(shape, path), build("samplers", variant, interpolant=path), 10_000 if variant in NOISY else 20_000
+    flow, sampler, n = (
+        gaussian(shape, path),
+        build("samplers", variant, interpolant=path),
+        10_000 if variant in NOISY else 20_000,
+    )
     x0 = torch.randn(n, *shape, generator=stream())
     slack = 0.02 if variant == "corrected" else 0.015 * (variant in NOISY)
     for times in ([0.0, 0.3, 0.6, 1.0], [0.0, 0.2, 0.5]):
@@ -232,7 +236,10 @@ def law_error(sampler, grid, path):
     *noise, none, one = sample(flow, x, grid, sampler=sampler, generator=tape)[:, 0]
     ends = torch.stack([grid[0], grid[-1]])
     mean, std = path.beta(ends) * flow.mean, (path.alpha(ends) ** 2 + (path.beta(ends) * flow.std) ** 2).sqrt()
-    got = (one - none) * mean[0] + none, (((one - none) * std[0]) ** 2 + (torch.stack(noise) - none).square().sum()).sqrt()
+    got = (
+        (one - none) * mean[0] + none,
+        (((one - none) * std[0]) ** 2 + (torch.stack(noise) - none).square().sum()).sqrt(),
+    )
     return math.hypot(float(got[0] - mean[1]), float(got[1] - std[1]))
 
 
@@ -465,7 +472,9 @@ def test_dualfast_by_its_formula(reference):
         s, t = s.expand(8), t.expand(8)
         noise = path.source_from_velocity(flow.velocity(y, s), y, s)
         references.append(noise)
-        far = noise + 0.4 * s[:, None] * (noise - references[0 if reference == "first" else max(len(references) - 2, 0)])
+        far = noise + 0.4 * s[:, None] * (
+            noise - references[0 if reference == "first" else max(len(references) - 2, 0)]
+        )
         if float(s[0]) == 0:
             data = path.data_from_velocity(flow.velocity(y, s), y, s)
         else:

@@ -55,16 +55,18 @@ def test_words_are_read_one_by_one_and_not_by_their_mean_alone():
 
 def test_both_streams_listen_to_each_other():
     made = net("mmdit", classes=0, context=6)
-    tokens = [torch.randn(4, n, 32, generator=stream(n)) for n in (16, 5)]
-    cond, block = torch.ones(4, 1, 32), made.blocks[0]
-    for i in range(2):
-        other = [z + 0.1 * torch.randn(z.shape, generator=stream()) * (i == j) for j, z in enumerate(tokens)]
-        heard = [
-            (a - b).abs().max() for a, b in zip(block(*tokens, cond, None), block(*other, cond, None), strict=True)
-        ]
-        assert min(heard) > 1e-5
-    _, y = made.blocks[-1](*tokens, cond, None)
-    assert y is tokens[1], "in the last block the text stays what it was"
+    x, y = (torch.randn(4, n, 32, generator=stream(n)) for n in (16, 5))
+    cond, block, last = torch.ones(4, 1, 32), *made.blocks
+    image, text = block(x, y, cond, None)
+    for other in (block(x + 0.1 * x.roll(1, 2), y, cond, None), block(x, y + 0.1 * y.roll(1, 2), cond, None)):
+        assert (other[0] - image).abs().amax((1, 2)).min() > 1e-5
+        assert (other[1] - text).abs().amax((1, 2)).min() > 1e-5
+    swapped = block(x.flip(1), y.roll(1, 1), cond, None)
+    assert (swapped[0] - image.flip(1)).abs().max() < 1e-12, "every token has what it heard itself"
+    assert (swapped[1] - text.roll(1, 1)).abs().max() < 1e-12
+    image, text = last(x, y, cond, None)
+    assert text is y, "in the last block the text stays what it was"
+    assert (last(x, y + 0.1 * y.roll(1, 2), cond, None)[0] - image).abs().amax((1, 2)).min() > 1e-5
 
 
 def test_mmdit_has_the_published_sizes():
@@ -92,6 +94,30 @@ def test_jit_sees_places_by_their_difference():
     assert abs(grid[0][1, 2] @ grid[1][3, 1] - grid[0][1, 2] @ grid[1][2, 1]) > 1e-3, "and rows"
     assert (grid[0].norm(dim=-1) - q.norm()).abs().max() < 1e-12
     assert torch.equal(grid[0][0, 0], q)
+
+
+def test_jit_drops_the_tokens_of_the_condition():
+    """Without attention every patch is its own output, wherever the condition's tokens stood; these are not turned."""
+    made = net("jit")
+    x, s, _, t = draws(2, SHAPE)
+    for block in made.blocks:
+        torch.nn.init.zeros_(block.project.weight)
+        torch.nn.init.zeros_(block.project.bias)
+    other = x.clone()
+    other[:, :, 2:4, 6:8] += 1
+    changed = (made(x, s, t) != made(other, s, t)).any(1)[0]
+    assert changed[2:4, 6:8].all()
+    assert changed.sum() == 4
+    cos, sin = made.rotation
+    assert (cos[:3] == 1).all()
+    assert (sin[:3] == 0).all()
+    assert torch.equal(made.rotation[:, 3:], rotations(4, 4, 16).to(cos))
+    seen = []
+    for block in made.blocks:
+        block.register_forward_hook(lambda _, given, __: seen.append(given[2]))
+    made(x, s, t)
+    assert torch.equal(seen[0], made.rotation[:, 3:])
+    assert torch.equal(seen[1], made.rotation)
 
 
 def test_jit_sees_few_dimensions_of_each_patch():

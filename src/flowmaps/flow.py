@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .build import build, find
 from .core.adaptive import Adapted, Rung, sample_to_tolerance
@@ -64,8 +64,8 @@ class Flow:
         """
         interpolant = build("interpolants", config["interpolant"])
         space = build("spaces", config["space"])
-        coupling = build("couplings", config["coupling"])
         inner = tuple(space.encode(torch.zeros(1, *shape)).shape[1:])
+        coupling = build("couplings", config["coupling"], shape=inner, classes=classes, interpolant=interpolant)
         net = build("nets", config["net"], shape=inner, classes=classes)
         model = build("maps", config["map"], net=net, interpolant=interpolant)
         return Flow(model, interpolant, coupling, space, tuple(shape), classes, config)
@@ -205,7 +205,7 @@ class Flow:
             generator = PerSample.seeded(seed, first + low, size)
             cond = None if labels is None else labels[low : low + size].to(like.device)
             x0 = self.coupling.source((size, *inner), like, cond, generator=generator)
-            yield self.interpolant.start(x0), cond, generator
+            yield self.space.constrain(self.interpolant.start(x0)), cond, generator
 
     def labels(self, n: int, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
         """The labels that `sample` uses [n], or None for a flow without labels."""
@@ -258,6 +258,10 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
     lora = config.get("lora")
     flow.model.load_state_dict(merged(state, lora["scale"]) if lora else state)
     model = flow.model.requires_grad_(False).eval().to(device)
+    if isinstance(flow.coupling, nn.Module):  # it learns beside the map, and is not averaged
+        learned = load_weights(checkpoint, "weights")
+        flow.coupling.load_state_dict({k[9:]: v for k, v in learned.items() if k.startswith("coupling.")})
+        flow.coupling.requires_grad_(False).eval().to(device)
     return dataclasses.replace(flow, model=as_map(model, _innermost(config["loss"])))
 
 

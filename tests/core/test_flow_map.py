@@ -152,3 +152,21 @@ def test_a_prediction_of_the_data_is_where_the_jump_to_them_lands():
     for form in (lambda: DataPrediction(net, least=0.0), lambda: Clamped(least=0.0)):
         with pytest.raises(ValueError, match=r"least must be > 0, .*; got 0.0"):
             form()
+
+
+@pytest.mark.parametrize("path", [VarianceExploding(0.01, 20.0), Linear()], ids=lambda p: type(p).__name__)
+def test_a_network_for_the_noise_gives_the_velocity(path):
+    """For Gaussian data the noise is -alpha times the score, wherever the data count in the state."""
+    flow = gaussian((3,), path)
+    x, s, _, _ = draws(16, (3,))
+    s = 0.05 + 0.95 * s
+
+    class Noise(nn.Module):
+        def forward(self, x, s, t, cond=None):
+            return -path.alpha(s)[:, None] * flow.score(x, s)
+
+    v = flow.velocity(x, s)
+    model = build("maps", "noise_prediction", net=Noise(), interpolant=path)
+    assert (model.velocity(x, s) - v).abs().max() < 1e-11 * (1 + v.abs().max())  # rounding, and 1 / beta
+    with pytest.raises(ValueError, match="least must be > 0, since the data vanish"):
+        build("maps", {"name": "noise_prediction", "least": 0.0}, net=Noise())

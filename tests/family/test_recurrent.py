@@ -252,6 +252,17 @@ def test_features_depend_on_the_departure_alone():
     assert (made.drive(x, s, t, None, f + 0.1) - made(x, s, t)).abs().max() > 1e-6
 
 
+def test_features_turn_with_their_places():
+    """Of tokens alike, what one hears from another depends on where this is from it, and on nothing else."""
+    made = net("blockwise_dit")
+    block = made.trunk[0]
+    x, cond = torch.randn(1, 16, 32, generator=stream()), torch.zeros(1, 1, 6 * 32)
+    q, k, _ = block.split(x.mean(1, keepdim=True).expand(x.shape), cond.chunk(6, -1), made.rotation)
+    score = (q @ k.transpose(2, 3)).reshape(2, 4, 4, 4, 4)
+    assert (score[:, :3, :3, :3, :3] - score[:, 1:, 1:, 1:, 1:]).abs().max() < 1e-12
+    assert (score[:, 0, 0] - score[:, 1, 1]).abs().max() > 1e-3
+
+
 def test_features_are_exact_at_the_start_of_a_segment():
     """And leave from there in proportion to the time, along what g says."""
     made, cond = net("blockwise_dit"), torch.tensor([0, 1, 2])

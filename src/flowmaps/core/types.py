@@ -55,20 +55,21 @@ class Pair:
         x0: source [B, *].
         x1: data [B, *]; None when training needs no data.
         cond: condition, any nesting of batch-first tensors, or None.
+        penalty: what a coupling that learns adds to the loss [B]; None for nothing.
     """
 
     x0: Tensor
     x1: Tensor | None = None
     cond: Any = None
+    penalty: Tensor | None = None
 
     def __getitem__(self, i: slice | Tensor) -> "Pair":
         """The pairs selected by a slice or an index tensor."""
-        x1 = None if self.x1 is None else self.x1[i]
 
         def selected(c: Tensor) -> Tensor:
             return c[i]
 
-        return Pair(self.x0[i], x1, map_condition(selected, self.cond))
+        return Pair(*(map_condition(selected, part) for part in (self.x0, self.x1, self.cond, self.penalty)))
 
     def __len__(self) -> int:
         return len(self.x0)

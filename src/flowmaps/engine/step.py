@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..core.constraint import put_back
 from ..core.flow_map import FlowMap
 from ..core.random import Random, uniform
-from ..core.report import listen
+from ..core.report import listen, report
 from ..core.target import Average, averages, parts
 from ..core.types import Coupling, Loss, Pair, Space, map_condition
 from .compiled import Compiled
@@ -74,10 +74,13 @@ class Step(nn.Module):
         pair = self.coupling(self.space.encode(data, generator=generator), cond, generator=generator)
         if self.condition_dropout and pair.cond is not None:
             pair = self._drop_conditions(pair, generator)
+        penalty = 0.0 if pair.penalty is None else pair.penalty
         if self.compiled is not None and not terms:
-            return self.compiled(self.model, pair, step=images, generator=generator).mean(), {}
+            return (self.compiled(self.model, pair, step=images, generator=generator) + penalty).mean(), {}
         with listen() as heard:
-            loss = self.loss(self.model, pair, step=images, generator=generator)
+            if pair.penalty is not None:
+                report("coupling", pair.penalty)
+            loss = self.loss(self.model, pair, step=images, generator=generator) + penalty
         return loss.mean(), {name: torch.cat(values).mean() for name, values in heard.items()}
 
     def _drop_conditions(self, pair: Pair, generator: Random) -> Pair:

@@ -1,0 +1,55 @@
+"""Sequences of data of one class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.random import Random, normal, uniform
+from ..core.types import Pair
+from ._transport import alike
+
+__all__ = ["SameClassSequence"]
+
+
+@dataclass(frozen=True)
+class SameClassSequence:
+    """For each datum a sequence of S data with its condition, itself the first, each with noise of its own.
+
+    The others are drawn from the batch, without repetition where it has S of a condition, else in turns. For networks
+    that look at noisier data of the same class; S times the data go through them, so that batches are S times smaller.
+
+    Args:
+        length: S.
+    Source: Hui, Tu, Hong & others, ARFlow: autoregressive flow with hybrid linear attention, 2025, arXiv:2501.16085.
+    Differs: the released code draws a sequence's data from the whole class, and here it is the batch's part of it.
+    """
+
+    length: int = 5
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"length must be at least 1; got {self.length}.")
+
+    def __call__(self, x1: Tensor, cond: Any = None, *, generator: Random = None) -> Pair:
+        """Pairs of source and data [B, S, *] with conditions [B], from data [B, *] and theirs.
+
+        Raises:
+            ValueError: if there are no conditions.
+        """
+        if cond is None:
+            raise ValueError("sequences of one class must have labels; got cond = None. Train with conditional=true.")
+        key = uniform((len(x1), len(x1)), x1, generator)
+        index = torch.empty(len(x1), self.length, dtype=torch.long, device=x1.device)
+        for i in alike(cond, x1):
+            order = key[i][:, i].fill_diagonal_(-1).argsort(1)
+            turns = torch.arange(self.length, device=x1.device) % len(i)
+            index[i] = i[order[:, turns]]
+        some = x1[index]
+        return Pair(normal(some.shape, x1, generator), some, cond)
+
+    def source(self, shape: Sequence[int], like: Tensor, cond: Any = None, *, generator: Random = None) -> Tensor:
+        """Source draws of a shape [B, *]."""
+        return normal(shape, like, generator)
