@@ -32,9 +32,10 @@ NET = {"name": "mlp", "width": 256, "depth": 4, "waves": 64, "wave_scale": 3.0}
 ABOUT = """# Checkerboard, Lagrangian self-distillation to convergence
 
 {images:,} training samples, {share:.1%} of the published 150,000 steps of 100,000; {minutes:.0f} minutes
-of one core. KL: from the exact law to the histogram of {n:,} samples, 50 x 50 cells on [-1, 1]^2, nats, mean and standard
-deviation over {draws} draws; {n:,} data have {floor:.4f}, the floor. error: against the exact map of {points:,} points,
-relative root mean square. Network: {net}. Loss: {loss}. Adam 1e-3 with cosine decay, gradients clipped to norm 0.5, batch
+of one core. KL: from the exact law to the histogram of {n:,} samples, 50 x 50 cells on [-1, 1]^2, nats, mean and
+standard deviation over {draws} draws; {n:,} data have {floor:.4f}, the floor. error: against the exact map of
+{points:,} points, relative root mean square. Network: {net}. Loss: {loss}. Adam 1e-3 with cosine decay, gradients
+clipped to norm 0.5, batch
 {batch}, compiled loss, averaged weights. Published: Table 1 of arXiv:2505.18825v2."""
 
 

@@ -1,14 +1,13 @@
 """Every sampler, found by its file: the declared order is the measured one, on vectors and images."""
 
 import math
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from truth import SHAPES, Remembering, eight_gaussians, gaussian, slope, stream
 
-from flowmaps.build import build, find, names
+from flowmaps.build import build, names
 from flowmaps.core.flow_map import Counted, EulerMap
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.random import Tape
@@ -18,7 +17,6 @@ from flowmaps.guidance.cfg import CFG
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.oracles._reference import Extrapolated
 from flowmaps.samplers.adams_bashforth import AdamsBashforth
-from flowmaps.samplers.dormand_prince import DormandPrince
 from flowmaps.samplers.dpm_solver_pp import DPMSolverPP
 from flowmaps.samplers.dualfast import DualFast
 from flowmaps.samplers.edm_stochastic import EDMStochastic

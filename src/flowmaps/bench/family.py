@@ -56,6 +56,7 @@ SAMPLED = {
 # Options that the two-dimensional work needs; everything else is the default.
 OPTIONS: dict[str, dict[str, Any]] = {
     "alpha_flow": {"end": 200_000},
+    "boss": {"steps": 2},  # of the teacher between two nodes, of which each is already two steps of order 4
     "distribution_matching": {
         "critic": {
             "name": "distribution_matching",
@@ -66,8 +67,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 # Losses that train something else than a map of one field, measured elsewhere.
 LEFT_OUT = {
     "autoregressive_flow_matching": "a velocity on sequences",
+    "contrastive_flow_matching": "a velocity that is biased on purpose",
     "divergence_distillation": "a likelihood beside a map",
     "feature_residual": "a part of one network",
+    "reflected_score_matching": "a velocity in a box",
+    "representation_alignment": "features beside a velocity",
+    "stochastic_interpolant": "a denoiser beside a velocity",
 }
 
 

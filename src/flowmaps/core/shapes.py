@@ -38,8 +38,8 @@ def fill_time(t: float | Tensor, x: Tensor) -> Tensor:
 def step_size(s: Tensor, t: Tensor, x: Tensor) -> Tensor:
     """The step t - s, shaped to broadcast against a state [B, *].
 
-    One time for the whole batch, as `fill_time` gives it, makes one number, whose product with a state of few dimensions
-    is several times as fast.
+    One time for the whole batch, as `fill_time` gives it, makes one number, whose product with a state of few
+    dimensions is several times as fast.
 
     Args:
         s: departure times [B].

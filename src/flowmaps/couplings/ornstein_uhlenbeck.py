@@ -15,7 +15,7 @@ __all__ = ["OrnsteinUhlenbeck"]
 
 @dataclass(frozen=True)
 class OrnsteinUhlenbeck:
-    """x0 = exp(-time) x1 + sqrt(1 - exp(-2 time)) n: one step of the Ornstein-Uhlenbeck process, which ends at N(0, I).
+    """x0 = exp(-time) x1 + sqrt(1 - exp(-2 time)) n: one step of the Ornstein-Uhlenbeck process.
 
     A flow between laws so close is nearly the identity, and a small network learns it. Local flow matching trains a
     chain of them, each on the data that the one before has pushed on, the last with the coupling "independent";

@@ -19,7 +19,7 @@ __all__ = ["SemidiscreteOT"]
 
 @dataclass(frozen=True)
 class SemidiscreteOT:
-    """Each source draw goes to the datum argmax_j <x0, y_j> - |y_j|^2 / 2 + g_j, the optimal pairing with all of them.
+    """Each source draw goes to the datum argmax_j <x0, y_j> - |y_j|^2 / 2 + g_j: optimal pairs.
 
     With the right potentials g every datum is hit equally often. `stored_potentials` fits them once and writes a file;
     training then has no transport problem to solve, and the pairing does not depend on the batch.

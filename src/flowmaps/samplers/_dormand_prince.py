@@ -155,8 +155,8 @@ def walk(
 ) -> Progress:
     """Carry every sample from s to t in steps of its own.
 
-    A step takes few kernels and one look at the device, since small networks cost no more than what surrounds them; what
-    concerns rejected steps and samples that arrive is done only when there are any.
+    A step takes few kernels and one look at the device, since small networks cost no more than what surrounds them;
+    what concerns rejected steps and samples that arrive is done only when there are any.
     """
     device = start.x.device.type
     if not torch.is_autocast_enabled(device):

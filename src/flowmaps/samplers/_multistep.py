@@ -44,7 +44,8 @@ def remember(history: History | None, node: Tensor, value: Tensor, most: int) ->
 def lagrange(nodes: Tensor, points: Tensor) -> Tensor:
     """Weights of the polynomial through values at nodes, evaluated at points.
 
-    Nodes that are not finite, or that repeat a newer one (a step of no length), are left out: the degree is lower there.
+    Nodes that are not finite, or that repeat a newer one (a step of no length), are left out: the degree is lower
+    there.
 
     Args:
         nodes: [B, k], newest first.

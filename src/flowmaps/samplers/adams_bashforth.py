@@ -18,8 +18,8 @@ __all__ = ["AdamsBashforth"]
 class AdamsBashforth:
     """The last slopes, extrapolated: x <- x + int_s^t p, where p is the polynomial through the last `order` slopes.
 
-    The weights are those of the grid as it is, of equal steps or not. The first order - 1 steps, for which there are too
-    few slopes, are Runge-Kutta steps.
+    The weights are those of the grid as it is, of equal steps or not. The first order - 1 steps, for which there are
+    too few slopes, are Runge-Kutta steps.
 
     Args:
         order: 2, 3 or 4.

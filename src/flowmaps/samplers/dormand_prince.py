@@ -21,14 +21,15 @@ class DormandPrince:
 
     A step is accepted if its error, the root mean square of e / (absolute + relative max(|x|, |x_new|)) over the
     dimensions of a sample, is at most 1. The next is h times 0.9 err^-0.17 err_last^0.04 long, between h / 5 and 10 h.
-    Every sample has its own steps and does not depend on the others; finished ones leave the batch when they are half of
-    it. The last slope of a step is the first of the next, also from call to call.
+    Every sample has its own steps and does not depend on the others; finished ones leave the batch when they are half
+    of it. The last slope of a step is the first of the next, also from call to call.
 
     Args:
         relative: tolerance of a step's error, relative to the state.
         absolute: tolerance in units of the state; infinite to take one step per call.
         steps: most steps of one call, accepted or not; more are an error.
-    Cost: 6 network evaluations per step and 2 before the first; the state that is handed on counts them in `evaluations`.
+    Cost: 6 network evaluations per step and 2 before the first; the state that is handed on counts them in
+        `evaluations`.
     Source: Dormand & Prince, A family of embedded Runge-Kutta formulae, 1980; the control of steps: Hairer, Nørsett &
         Wanner, Solving ordinary differential equations I, 1993, Section II.4, and their code DOPRI5; dense output:
         Shampine, Some practical Runge-Kutta formulas, 1986.

@@ -20,21 +20,21 @@ __all__ = ["DPMSolverPP"]
 class DPMSolverPP:
     """Multistep exponential integrator of the data prediction D in l = log(beta / alpha).
 
-    x <- alpha_t / alpha_s e^{-eta h} x + beta_t int (1 + eta) e^{-(1 + eta)(l_t - l)} D(l) dl + alpha_t sqrt(1 - e^{-2 eta
-    h}) e, with h = l_t - l_s > 0, e ~ N(0, I), and D(l) extrapolated from the last predictions: constant (1), its value
-    half-way on the line through two (2M), the parabola through three (3M).
+    x <- alpha_t / alpha_s e^{-eta h} x + beta_t int (1 + eta) e^{-(1 + eta)(l_t - l)} D(l) dl + alpha_t sqrt(1 - e^{-2
+    eta h}) e, with h = l_t - l_s > 0, e ~ N(0, I), and D(l) extrapolated from the last predictions: constant (1), its
+    value half-way on the line through two (2M), the parabola through three (3M).
 
-    A step to t = 1, or from a time without data where l is infinite, is of order 1, and so are the first ones: what an order
-    of 3 promises shows on grids that end inside and begin with short steps.
+    A step to t = 1, or from a time without data where l is infinite, is of order 1, and so are the first ones: what an
+    order of 3 promises shows on grids that end inside and begin with short steps.
 
     Args:
         order: 1 is DDIM; 2 for guided sampling; 3.
         eta: noise, 0 for the differential equation of the flow, 1 for the reverse diffusion; backwards there is none.
         interpolant: the path the map was trained on, with a source N(0, I) if there is noise.
     Cost: 1 network evaluation per step.
-    Source: Lu, Zhou, Bao, Chen, Li & Zhu, DPM-Solver++: fast solver for guided sampling of diffusion probabilistic models,
-        2022, arXiv:2211.01095, Algorithm 2 (2M) and the SDE-DPM-Solver++ of its appendix; 3M: their released code; noise
-        of any strength: Crowson, k-diffusion (code), sample_dpmpp_2m_sde and sample_dpmpp_3m_sde.
+    Source: Lu, Zhou, Bao, Chen, Li & Zhu, DPM-Solver++: fast solver for guided sampling of diffusion probabilistic
+        models, 2022, arXiv:2211.01095, Algorithm 2 (2M) and the SDE-DPM-Solver++ of its appendix; 3M: their released
+        code; noise of any strength: Crowson, k-diffusion (code), sample_dpmpp_2m_sde and sample_dpmpp_3m_sde.
     Differs: 3M takes the whole of the second derivative; the released code takes half of it, which is of order 2.
     """
 

@@ -44,9 +44,9 @@ class _Extrapolated(FlowMap):
 class DualFast:
     """Any sampler, with noise predictions extrapolated away from one made at more noise.
 
-    E <- E + c_t (E - E_ref), c_t = strength t, where E = E[x0|x] is the noise prediction and E_ref an earlier one of the same
-    sample, when noise was easier to tell from data. Few steps and an imperfect network gain; with many steps and a
-    perfect one it is a bias.
+    E <- E + c_t (E - E_ref), c_t = strength t, where E = E[x0|x] is the noise prediction and E_ref an earlier one of
+    the same sample, when noise was easier to tell from data. Few steps and an imperfect network gain; with many steps
+    and a perfect one it is a bias.
 
     Args:
         sampler: what takes the steps, by velocities.

@@ -20,10 +20,10 @@ __all__ = ["EDMStochastic"]
 class EDMStochastic:
     """Go back to a noisier time with fresh noise, then take a step of Heun's method in the noise level.
 
-    With sigma = alpha / beta and y = x / beta: to (1 + churn) sigma_s by y + sqrt((1 + churn)^2 - 1) sigma_s inflation e,
-    e ~ N(0, I), if least <= sigma_s <= most; from there to sigma_t along dy / dsigma = E[x0|x]. The flow is an EDM model seen
-    through its signal-to-noise ratio, whatever the path. Where a level is infinite or zero, at an end without data or
-    without noise, nothing is added and the step is Euler's.
+    With sigma = alpha / beta and y = x / beta: to (1 + churn) sigma_s by y + sqrt((1 + churn)^2 - 1) sigma_s inflation
+    e, e ~ N(0, I), if least <= sigma_s <= most; from there to sigma_t along dy / dsigma = E[x0|x]. The flow is an EDM
+    model seen through its signal-to-noise ratio, whatever the path. Where a level is infinite or zero, at an end
+    without data or without noise, nothing is added and the step is Euler's.
 
     Args:
         churn: share by which the noise is raised, S_churn / steps in the paper, at most sqrt(2) - 1 there; 0 is EDM's

@@ -37,16 +37,16 @@ def noisy_drift(
 class EulerMaruyama:
     """One step of dx = (b_t + e_t grad log rho_t) dt + sqrt(2 e_t) dW, which has the marginals of the flow.
 
-    x <- x + h (b_s + e_s grad log rho_s)(x) + sqrt(2 e_s h) z, with h = t - s, e_s = noise alpha_s^2 and z ~ N(0, I). Old
-    errors are forgotten at the rate `noise`; none is the flow by Euler's method.
+    x <- x + h (b_s + e_s grad log rho_s)(x) + sqrt(2 e_s h) z, with h = t - s, e_s = noise alpha_s^2 and z ~ N(0, I).
+    Old errors are forgotten at the rate `noise`; none is the flow by Euler's method.
 
     Args:
         noise: at least 0; h noise should be well below 1.
         interpolant: the path the map was trained on, with a source N(0, I).
     Cost: 1 network evaluation per step.
     Source: Maruyama, Continuous Markov processes and stochastic equations, 1955; the equation: Albergo, Boffi &
-        Vanden-Eijnden, Stochastic interpolants: a unifying framework for flows and diffusions, 2023, arXiv:2303.08797, Eq.
-        (2.33).
+        Vanden-Eijnden, Stochastic interpolants: a unifying framework for flows and diffusions, 2023, arXiv:2303.08797,
+        Eq. (2.33).
     """
 
     noise: float = 1.0

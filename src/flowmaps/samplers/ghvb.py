@@ -29,11 +29,13 @@ class _Momenta:
 class GHVB:
     """Adams-Bashforth on a momentum of the slopes: more stable the smaller beta, and of the same order.
 
-    m <- (1 - beta) m + beta b_s(x), with m = b at first, and x <- x + h sum_j c_j m_j over the last `order` momenta. The
-    weights are those for which the step is exact if the slope is a polynomial in time of degree order - 1, on the grid as it
-    is: a momentum is a mean of slopes with known weights, so that its moments in time are known. With equal steps, after
-    some 1 / beta of them, they are the published ones, [2 + beta, -(2 - beta)] / (2 beta) for order 2. The first order - 1
-    steps are Runge-Kutta steps.
+    m <- (1 - beta) m + beta b_s(x), with m = b at first, and x <- x + h sum_j c_j m_j over the last `order` momenta.
+    The weights are those for which the step is exact if the slope is a polynomial in time of degree order - 1, on the
+    grid as it
+    is: a momentum is a mean of slopes with known weights, so that its moments in time are known. With equal steps,
+        after
+    some 1 / beta of them, they are the published ones, [2 + beta, -(2 - beta)] / (2 beta) for order 2. The first order
+    - 1 steps are Runge-Kutta steps.
 
     Args:
         order: r, from 1 to 4.

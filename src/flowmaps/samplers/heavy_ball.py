@@ -26,9 +26,9 @@ class _Moving:
 class HeavyBall:
     """The mean slope of an Adams-Bashforth step goes through a momentum, which damps what few steps amplify.
 
-    m <- (1 - beta) m + beta p and x <- x + h m, where h p is the step of Adams-Bashforth through the last `slopes` slopes
-    and m = b at first; with Nesterov's look ahead x <- x + h [(1 - beta) m + beta p]. Of order 1 whatever the slopes, unlike
-    GHVB; the first steps have as many slopes as there are.
+    m <- (1 - beta) m + beta p and x <- x + h m, where h p is the step of Adams-Bashforth through the last `slopes`
+    slopes and m = b at first; with Nesterov's look ahead x <- x + h [(1 - beta) m + beta p]. Of order 1 whatever the
+    slopes, unlike GHVB; the first steps have as many slopes as there are.
 
     Args:
         slopes: how many, from 1 to 4.

@@ -18,20 +18,22 @@ __all__ = ["Picard"]
 class Picard:
     """All steps from s to t in parallel, again and again until the states of a window agree with the round before.
 
-    x_{j+1} <- x_k + sum_{i=k}^{j} [step(x_i) - x_i] for j in the window of steps k, ..., k + window - 1, evaluated as one
-    batch. Then k moves past the states that changed by at most the tolerance, and the one after them, whose value they have
-    settled. At tolerance 0 the result is that of the steps one after the other. Each sample has its own window.
+    x_{j+1} <- x_k + sum_{i=k}^{j} [step(x_i) - x_i] for j in the window of steps k, ..., k + window - 1, evaluated as
+    one batch. Then k moves past the states that changed by at most the tolerance, and the one after them, whose value
+    they have settled. At tolerance 0 the result is that of the steps one after the other. Each sample has its own
+    window.
 
     Args:
         sampler: how a step is taken: a method without memory or noise.
         steps: equal steps of one call.
         window: how many are evaluated together, at most; left out, all.
         tolerance: root mean square change per dimension, in units of the state.
-    Cost: window times the sampler's evaluations per round, in one batch; the state that is handed on counts the rounds of
-        each sample so far [B], at most `steps` a call: so many evaluations follow each other, times the sampler's.
-    Source: Shih, Belkhale, Ermon, Sadigh & Anari, Parallel sampling of diffusion models, 2023, arXiv:2305.16317, ParaDiGMS
-        and its code.
-    Differs: the tolerance is in units of the state, theirs of the noise of a step; windows of their own for all samples.
+    Cost: window times the sampler's evaluations per round, in one batch; the state that is handed on counts the rounds
+        of each sample so far [B], at most `steps` a call: so many evaluations follow each other, times the sampler's.
+    Source: Shih, Belkhale, Ermon, Sadigh & Anari, Parallel sampling of diffusion models, 2023, arXiv:2305.16317,
+        ParaDiGMS and its code.
+    Differs: the tolerance is in units of the state, theirs of the noise of a step; windows of their own for all
+        samples.
     """
 
     sampler: Sampler = Euler()

@@ -18,8 +18,8 @@ __all__ = ["Reflected"]
 class Reflected:
     """A step of another sampler, thrown back into a box by its walls.
 
-    x <- reflect(step(x)), which changes no state inside. It keeps pixels in their range without piling them up at its ends,
-    as clipping does; where the flow itself stays inside it vanishes with the step.
+    x <- reflect(step(x)), which changes no state inside. It keeps pixels in their range without piling them up at its
+    ends, as clipping does; where the flow itself stays inside it vanishes with the step.
 
     Args:
         sampler: what takes the steps.

@@ -18,16 +18,16 @@ __all__ = ["StochasticHeun"]
 class StochasticHeun:
     """Drifts at both ends of a step with one draw of noise: weak order 2 for the equation of EulerMaruyama.
 
-    y = x + h f_s(x) + w and x <- x + h/2 [f_s(x) + f_t(y)] + w, with h = t - s, the drift f = b + e grad log rho, w ~ N(0, h
-    (e_s + e_t) I) and e_t = noise alpha_t^2.
+    y = x + h f_s(x) + w and x <- x + h/2 [f_s(x) + f_t(y)] + w, with h = t - s, the drift f = b + e grad log rho, w ~
+    N(0, h (e_s + e_t) I) and e_t = noise alpha_t^2.
 
     Args:
         noise: at least 0; h noise should be well below 1.
         interpolant: the path the map was trained on, with a source N(0, I).
     Cost: 2 network evaluations per step.
-    Source: Kloeden & Platen, Numerical solution of stochastic differential equations, 1992, Chapter 15, the explicit scheme
-        of weak order 2.0 for additive noise; the equation: Albergo, Boffi & Vanden-Eijnden, 2023, arXiv:2303.08797, Eq.
-        (2.33).
+    Source: Kloeden & Platen, Numerical solution of stochastic differential equations, 1992, Chapter 15, the explicit
+        scheme of weak order 2.0 for additive noise; the equation: Albergo, Boffi & Vanden-Eijnden, 2023,
+        arXiv:2303.08797, Eq. (2.33).
     Differs: the noise depends on time; its variance over the step is taken by the trapezoidal rule.
     """
 

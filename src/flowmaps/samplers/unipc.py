@@ -29,12 +29,13 @@ class _Predicted:
 class UniPC:
     """Predict, and correct with the evaluation that the next step needs anyway.
 
-    x <- alpha_t / alpha_s x + beta_t int e^{-(l_t - l)} D(l) dl with the data prediction D in l = log(beta / alpha): the
-    predictor takes the polynomial through the last p predictions, the corrector the one through these and D at the
-    predicted state, which is then not evaluated again. Two predictions only are taken at the middle of the step, with mass
-    B(h) for that of the integral. A state is corrected at the beginning of the next step, the last one never.
+    x <- alpha_t / alpha_s x + beta_t int e^{-(l_t - l)} D(l) dl with the data prediction D in l = log(beta / alpha):
+    the predictor takes the polynomial through the last p predictions, the corrector the one through these and D at the
+    predicted state, which is then not evaluated again. Two predictions only are taken at the middle of the step, with
+    mass B(h) for that of the integral. A state is corrected at the beginning of the next step, the last one never.
 
-    A step to t = 1, or from a time without data where l is infinite, is of order 1, as in DPM-Solver++, and so are the first.
+    A step to t = 1, or from a time without data where l is infinite, is of order 1, as in DPM-Solver++, and so are the
+    first.
 
     Args:
         predictor: p, the order of the predictor, from 1 to 3.
@@ -42,8 +43,9 @@ class UniPC:
         mass: B(h), "bh1" for h and "bh2" for 1 - e^{-h}; of no account where three or more predictions are taken.
         interpolant: the path the map was trained on.
     Cost: 1 network evaluation per step.
-    Source: Zhao, Bai, Rao, Zhou & Lu, UniPC: a unified predictor-corrector framework for fast sampling of diffusion models,
-        2023, arXiv:2302.04867, UniP and UniC with data prediction, and its code (two predictions by the middle).
+    Source: Zhao, Bai, Rao, Zhou & Lu, UniPC: a unified predictor-corrector framework for fast sampling of diffusion
+        models, 2023, arXiv:2302.04867, UniP and UniC with data prediction, and its code (two predictions by the
+        middle).
     Differs: the code lowers the order of the last steps but one, too.
     """
 
