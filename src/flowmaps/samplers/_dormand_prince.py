@@ -56,7 +56,7 @@ class Slopes:
         self.all[0].copy_(slope)
 
     def combined(self, i: int) -> Tensor:
-        """The first i + 1 slopes, with the weights of stage i; all of them with those of the error for i = 6: [B, *]."""
+        """The first i + 1 slopes with the weights of stage i, all of them with those of the error for i = 6: [B, *]."""
         return torch.mv(self._first[i], self._weights[i]).view(self.all.shape[1:])
 
     def spread(self, h: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class Progress:
 
 
 Record = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""Told of every step: rows of the samples [b], times from [b] and to [b], steps h [b], states [b, *], slopes [7, b, *]."""
+"""Told of every step: rows of the samples [b], from and to [b], steps h [b], states [b, *], slopes [7, b, *]."""
 
 
 def complaint(lost: Tensor, rows: Tensor, s: Tensor, must: str) -> str:

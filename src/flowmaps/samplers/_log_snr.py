@@ -9,7 +9,7 @@ from ._multistep import History, gauss_legendre, lagrange, mixed
 
 
 def log_snr(path: Interpolant, t: Tensor) -> Tensor:
-    """log(beta / alpha) at times [B], float64; infinite where there is no data, and at t = 1 even if some noise is left.
+    """log(beta / alpha) at times [B], float64; infinite where there is no data, and at t = 1 even with noise left.
 
     The last step of few is long, and no polynomial reaches so far; of infinite length it is of order 1 on every path.
     """
@@ -33,7 +33,7 @@ def straight(path: Interpolant, x: Tensor, s: Tensor, t: Tensor, data: Tensor, s
 
 
 def exact(nodes: Tensor, here: Tensor, h: Tensor, rate: Tensor) -> Tensor:
-    """Weights of values at nodes [B, k] in int_0^1 rate e^{-rate (1 - u)} p(here + h u) du, p the polynomial through them.
+    """Weights of values at nodes [B, k] in int_0^1 rate e^{-rate (1 - u)} p(here + h u) du, p polynomial.
 
     Args:
         nodes: where the values are, [B, k].

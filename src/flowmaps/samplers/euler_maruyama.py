@@ -18,7 +18,7 @@ __all__ = ["EulerMaruyama"]
 def noisy_drift(
     model: FlowMap, path: Interpolant, noise: float, x: Tensor, t: Tensor, way: Tensor, cond: Any
 ) -> tuple[Tensor, Tensor]:
-    """Drift [B, *] and noise level e_t = noise alpha_t^2 [B], which Langevin dynamics forgets at the same rate at all times.
+    """Drift [B, *] and noise level e_t = noise alpha_t^2 [B], which forgets at one rate at all times.
 
     Args:
         model: the flow map.

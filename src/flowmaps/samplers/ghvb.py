@@ -88,7 +88,7 @@ def moved(moments: Tensor, by: Tensor) -> Tensor:
 
 
 def momentum_weights(moments: Tensor, h: Tensor) -> Tensor:
-    """Weights [B, k] of momenta with moments [B, k, k] about the beginning of a step h [B], for the mean over the step."""
+    """Weights [B, k] of momenta with moments [B, k, k] about the start of a step h [B], for its mean."""
     powers = torch.arange(moments.shape[2], dtype=h.dtype, device=h.device)
     scaled = moments / torch.where(h == 0, 1.0, h)[:, None, None] ** powers
     # A momentum that is the same as a newer one is left out, and a condition with it.
