@@ -130,7 +130,7 @@ def test_backwards_and_nowhere(spec):
         assert torch.equal(still, x)
 
 
-@pytest.mark.parametrize("spec", [*DEFAULTS, *VARIANTS], ids=str)
+@pytest.mark.parametrize("spec", [*(d for d in DEFAULTS if d["name"] != "recurrent"), *VARIANTS], ids=str)
 def test_samples_in_float32_with_conditions_whole_ends_and_rests(spec):
     """From 0 to 1 in a few steps, some of no length: finite, near the flow, under a condition and guidance, in the type of
     the state, and without a draw from the global stream."""

@@ -14,8 +14,9 @@ from flowmaps.core.sampling import sample
 from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
 from runs import small
 
-# Two losses train networks of images only, of which each leaves a part without gradient.
-LOSSES = [name for name in names("losses") if name not in ("autoregressive_flow_matching", "feature_residual")]
+# These train networks of images only, of which each leaves a part without gradient.
+IMAGES = ("autoregressive_flow_matching", "feature_residual", "representation_alignment")
+LOSSES = [name for name in names("losses") if name not in IMAGES]
 
 CHILD = """
 import sys
@@ -40,8 +41,11 @@ dist.destroy_process_group()
 
 def step_for(name):
     from flowmaps.core.flow_map import MeanVelocity
+    from flowmaps.core.interpolant import Linear
     from flowmaps.couplings.independent import Independent
     from flowmaps.engine.step import Step
+    from flowmaps.interpolants.variance_exploding import VarianceExploding
+    from flowmaps.maps.denoiser_head import DenoiserHead
     from flowmaps.maps.divergence_head import DivergenceHead
     from flowmaps.nets.mlp import MLP
     from flowmaps.spaces.euclidean import Euclidean
@@ -57,7 +61,10 @@ def step_for(name):
         table = {"name": name}  # around a loss, whose errors it weights
     if name == "divergence_distillation":
         model = DivergenceHead(MLP((3,), width=16, depth=2, outputs=2))
-    loss = build("losses", table, teacher=teacher, shape=(3,), classes=0)
+    if name == "stochastic_interpolant":
+        model = DenoiserHead(MLP((3,), width=16, depth=2, outputs=2))
+    path = VarianceExploding() if name == "reflected_score_matching" else Linear()
+    loss = build("losses", table, teacher=teacher, shape=(3,), classes=0, interpolant=path)
     return Step(model, loss, Independent(), Euclidean())
 
 

@@ -308,7 +308,7 @@ def test_a_split_network_tells_its_first_blocks_the_departure(name):
     seen = []
     early, late = known.embed(s, s, labels), known.embed(t, t, labels)
     for module in nets[0.5].modules():
-        if type(module).__name__ in ("Block", "_Block", "_Residual"):
+        if type(module).__name__ in ("Block", "_Block", "Residual"):
             module.register_forward_hook(lambda m, given, y: seen.append(given[1].reshape(early.shape)))
     nets[0.5](x, s, t, labels)
     assert len(seen) == known.depth
