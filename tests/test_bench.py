@@ -52,6 +52,25 @@ def test_diverged_trainings_are_counted_and_left_out_of_the_mean():
     assert over_seeds(rows[2:], "loss") == [{"loss": "a", "error 1": "", "diverged": "1 of 1"}]
 
 
+def test_the_overview_ranks_by_one_step_and_marks_the_best(tmp_path):
+    def row(loss, seed, error, diverged=0):
+        return {"loss": loss, "seed": seed, "equal": "seconds", "budget": 9, "diverged": diverged, "commit": "c"} | {
+            f"error {k}": error for k in (1, 4)
+        }
+
+    rows = [row("psd", 0, 0.1), row("psd", 1, 0.3), row("psd", 2, 99.0, 1), row("lsd", 0, 0.1)]
+    write_rows(tmp_path / "eight_gaussians.csv", [*rows, row("esd", 0, 0.0) | {"budget": 8}])
+    write_rows(tmp_path / "checkerboard.csv", [row("lmd", 0, 0.5), row("psd", 0, 0.4), row("lsd", 0, 0.3)])
+    family.overview(tmp_path, "seconds", 9)
+    lines = [line for line in (tmp_path / "overview-seconds.md").read_text().splitlines() if line.startswith("|")]
+    assert lines[0] == "| loss | teacher | checkerboard 1 | checkerboard 4 | eight_gaussians 1 | eight_gaussians 4 |"
+    assert lines[2:5] == [
+        "| `lsd` |  | **0.3** | **0.3** | **0.1** | **0.1** |",
+        "| `psd` |  | 0.4 | 0.4 | 0.2 | 0.2 |",
+        "| `lmd` | yes | 0.5 | 0.5 |  |  |",
+    ]
+
+
 def test_a_loss_that_cannot_be_compared_says_why():
     with pytest.raises(ValueError, match="a likelihood beside a map"):
         family.methods(["divergence_distillation"])

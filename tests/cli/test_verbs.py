@@ -174,8 +174,8 @@ def test_guidance_and_grids_by_name_or_table(run, tmp_path):
         (["--guidance", "{name='raag', scale=5}", "--grid", "shift"], {"guidance": {"name": "raag", "scale": 5.0}, "grid": "shift"}),
         (["--guidance", f"{{name='autoguidance', weak='{weak}'}}"], {"guidance": {"name": "autoguidance", "weak": str(weak)}}),
         (
-            ["--grid", "{name='law', times={name='logit_normal', std=0.5}}", "--sampler", "{name='gamma', gamma=0.3}"],
-            {"grid": {"name": "law", "times": {"name": "logit_normal", "std": 0.5}}, "sampler": {"name": "gamma", "gamma": 0.3}},
+            ["--grid", "{name='quantiles', times={name='logit_normal', std=0.5}}", "--sampler", "{name='gamma', gamma=0.3}"],
+            {"grid": {"name": "quantiles", "times": {"name": "logit_normal", "std": 0.5}}, "sampler": {"name": "gamma", "gamma": 0.3}},
         ),
     ):  # fmt: skip
         inside("sample", run[0], *where, *words)

@@ -5,7 +5,9 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from inspect import signature
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -32,6 +34,7 @@ from ..samplers.runge_kutta4 import RungeKutta4
 from .harness import Outcome, Training, commit, in_parallel, over_seeds, read_rows, train, write_rows, write_table
 
 STEPS = (1, 2, 4, 8, 16)
+OVERVIEW = (1, 4)  # of them
 POINTS, SAMPLES = 2000, 20_000
 PAIRS, PAIR_STEPS, TEACHER_IMAGES = 2**16, 32, 1_000_000
 FAR = 10.0  # times the size of the data: such samples have diverged
@@ -53,6 +56,7 @@ SAMPLED = {
     "one_step_distillation": "one step",
     "trajectory_distillation": "one step",
 }
+TAUGHT = ("distribution_matching", "one_step_distillation")  # by a critic's or a coupling's teacher
 # Options that the two-dimensional work needs; everything else is the default.
 OPTIONS: dict[str, dict[str, Any]] = {
     "alpha_flow": {"end": 200_000},
@@ -284,6 +288,41 @@ def run(
             about = f"# {title}\n\n{ABOUT}, {rate}."
             write_table(out / f"{name}-{unit}.md", over_seeds(rows, "loss"), about, commits)
             plot(rows, out / f"{name}-{unit}.png", title)
+    for unit, value in budget.items():
+        overview(out, unit, value)
+
+
+def overview(out: Path, unit: str, value: int) -> None:
+    """One table of all data sets at one budget: means, the best of each column bold, by the mean rank in one step."""
+    losses, columns, commits = methods(), dict[str, dict[str, float]](), set[str]()
+    for name in works():
+        rows = [row for row in read_rows(out / f"{name}.csv") if row["equal"] == unit and row["budget"] == value]
+        commits |= {row["commit"] for row in rows}
+        what = "error" if any("error 1" in row for row in rows) else "energy"
+        for k in OVERVIEW if rows else ():
+            kept = [row for row in rows if f"{what} {k}" in row and not row["diverged"]]
+            columns[f"{name} {k}"] = {
+                m: fmean(row[f"{what} {k}"] for row in kept if row["loss"] == m)
+                for m in losses
+                if any(row["loss"] == m for row in kept)
+            }
+
+    def rank(loss: str) -> float:
+        first = [c for name, c in columns.items() if name.endswith(" 1")]
+        return fmean(sorted(c.values()).index(c[loss]) if loss in c else len(losses) for c in first)
+
+    def cell(loss: str, column: Mapping[str, float]) -> str:
+        text = f"{column[loss]:.3g}" if loss in column else ""
+        return f"**{text}**" if text and column[loss] == min(column.values()) else text
+
+    taught = {m for m in losses if m in TAUGHT or "teacher" in signature(find("losses", m)).parameters}
+    table = [
+        {"loss": f"`{m}`", "teacher": "yes" if m in taught else ""}
+        | {name: cell(m, column) for name, column in columns.items()}
+        for m in sorted(losses, key=rank)
+    ]
+    about = f"# The family after {value:,} {unit} of each training\n\n{ABOUT}. Digits: energy K; others: error K"
+    write_table(out / f"overview-{unit}.md", table, about, ", ".join(sorted(commits)))
 
 
 def _order(row: Mapping[str, Any]) -> tuple[str, int, str]:
