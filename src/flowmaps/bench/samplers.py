@@ -30,6 +30,7 @@ FLOWS = ("eight_gaussians", "mixture_64", "digits")
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adams_bashforth": [{"order": k} for k in (2, 3, 4)],
     "dpm_solver_pp": [{"order": k} for k in (2, 3)],
+    "ghvb": [{"order": k, "beta": 0.5} for k in (2, 4)],
     "unipc": [{"predictor": k} for k in (2, 3)],
 }
 # Samplers that are not a way of integrating a velocity on a grid by themselves.
@@ -39,10 +40,13 @@ LEFT_OUT = {
     "flow_turbo": "needs a trained refiner",
     "gamma": "takes jumps of a map",
     "jump": "takes jumps of a map",
-    "recurrent": "needs a network with a state",
+    "picard": "evaluates many times of one trajectory at once",
+    "recurrent": "needs a network with a memory",
     "reflected": "wraps another sampler",
     "restart": "takes jumps of a map",
 }
+# Grids that need a law, with one; the others stand with their defaults.
+GRIDS: dict[str, dict[str, Any]] = {"quantiles": {"times": {"name": "logit_normal"}}}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def steps_within(sampler: Sampler, field: Field, grid: str, evaluations: int) ->
         counted = Counted(field.flow)
         sample(counted, field.x0[:2], torch.linspace(0, 1, steps + 1), sampler=sampler, generator=fold_in(0))
         if counted.calls <= evaluations:
-            table = build("time_grids", grid, sampler=sampler, interpolant=Linear())
+            chosen = {"name": grid, **GRIDS.get(grid, {})}
+            table = build("time_grids", chosen, sampler=sampler, interpolant=Linear())
             probe = torch.randn(PROBE, *field.x0.shape[1:], generator=fold_in(99))
             return counted.calls, table(steps, field.flow, probe)
     return 0, None
