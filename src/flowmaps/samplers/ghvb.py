@@ -31,11 +31,9 @@ class GHVB:
 
     m <- (1 - beta) m + beta b_s(x), with m = b at first, and x <- x + h sum_j c_j m_j over the last `order` momenta.
     The weights are those for which the step is exact if the slope is a polynomial in time of degree order - 1, on the
-    grid as it
-    is: a momentum is a mean of slopes with known weights, so that its moments in time are known. With equal steps,
-        after
-    some 1 / beta of them, they are the published ones, [2 + beta, -(2 - beta)] / (2 beta) for order 2. The first order
-    - 1 steps are Runge-Kutta steps.
+    grid as it is: a momentum is a mean of slopes with known weights, so that its moments in time are known. With equal
+    steps, after some 1 / beta of them, they are the published ones, [2 + beta, -(2 - beta)] / (2 beta) for order 2. The
+    first order - 1 steps are Runge-Kutta steps.
 
     Args:
         order: r, from 1 to 4.
@@ -72,7 +70,7 @@ class GHVB:
         if state is None:
             return _Momenta((slope,), now, s)
         old = moved(state.moments, s - state.at)
-        share = torch.where(s == state.at, 0.0, self.beta)  # after a step of no length a slope is no news
+        share = self.beta * (s != state.at).to(s.dtype)  # after a step of no length a slope is no news
         momentum = torch.lerp(state.values[0], slope, expand_time(share, slope).to(slope.dtype))
         moments = torch.cat([torch.lerp(old[:, :1], now, share[:, None, None]), old], 1)
         return _Momenta((momentum, *state.values)[: self.order], moments[:, : self.order], s)
