@@ -34,4 +34,5 @@ class Independent:
 
     def source(self, shape: Sequence[int], like: Tensor, cond: Any = None, *, generator: Random = None) -> Tensor:
         """Source draws of a shape [B, *]."""
-        return self.scale * normal(shape, like, generator)
+        n = normal(shape, like, generator)
+        return n if self.scale == 1 else self.scale * n

@@ -1,6 +1,7 @@
 """One training step as one module, so that wrappers see one forward and no derivative crosses them."""
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -74,13 +75,13 @@ class Step(nn.Module):
         pair = self.coupling(self.space.encode(data, generator=generator), cond, generator=generator)
         if self.condition_dropout and pair.cond is not None:
             pair = self._drop_conditions(pair, generator)
-        penalty = 0.0 if pair.penalty is None else pair.penalty
-        if self.compiled is not None and not terms:
-            return (self.compiled(self.model, pair, step=images, generator=generator) + penalty).mean(), {}
-        with listen() as heard:
+        heard: dict[str, list[Tensor]] = {}
+        with listen() if terms else nullcontext(heard) as heard:
+            of = self.loss if terms or self.compiled is None else self.compiled
+            loss = of(self.model, pair, step=images, generator=generator)
             if pair.penalty is not None:
                 report("coupling", pair.penalty)
-            loss = self.loss(self.model, pair, step=images, generator=generator) + penalty
+                loss = loss + pair.penalty
         return loss.mean(), {name: torch.cat(values).mean() for name, values in heard.items()}
 
     def _drop_conditions(self, pair: Pair, generator: Random) -> Pair:

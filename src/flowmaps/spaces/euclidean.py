@@ -25,13 +25,17 @@ class Euclidean:
         if self.scale <= 0:
             raise ValueError(f"scale must be > 0; got {self.scale}.")
 
+    @property
+    def _same(self) -> bool:
+        return self.shift == 0 and self.scale == 1
+
     def encode(self, data: Tensor, *, generator: Random = None) -> Tensor:
         """Data [B, *] -> state [B, *]."""
-        return (data - self.shift) / self.scale
+        return data if self._same else (data - self.shift) / self.scale
 
     def decode(self, x: Tensor) -> Tensor:
         """State [B, *] -> data [B, *]."""
-        return x * self.scale + self.shift
+        return x if self._same else x * self.scale + self.shift
 
     def constrain(self, x: Tensor) -> Tensor:
         """Every state is allowed."""
