@@ -321,7 +321,8 @@ def overview(out: Path, unit: str, value: int) -> None:
         | {name: cell(m, column) for name, column in columns.items()}
         for m in sorted(losses, key=rank)
     ]
-    about = f"# The family after {value:,} {unit} of each training\n\n{ABOUT}. Digits: energy K, others: error K; blank: diverged, or not to be had"
+    title = f"# The family after {value:,} {unit} of each training"
+    about = f"{title}\n\n{ABOUT}. Digits: energy K, others: error K; blank: diverged, or not to be had"
     write_table(out / f"overview-{unit}.md", table, about, ", ".join(sorted(commits)))
 
 
