@@ -1,5 +1,6 @@
 """Every coupling keeps both marginals, labels and shapes; optimal ones lower the cost."""
 
+import math
 from itertools import permutations
 
 import pytest
@@ -8,15 +9,17 @@ from truth import SHAPES, stream
 
 from flowmaps.build import build, names
 from flowmaps.core.random import PerSample
-from flowmaps.core.types import Pair
+from flowmaps.core.types import NoSource, Pair
 from flowmaps.couplings._transport import assignment, drawn, sinkhorn, square_distances
 from flowmaps.couplings.norm_aligned import mean_norm
+from flowmaps.couplings.posterior_mean import PosteriorMean
 from flowmaps.couplings.pruned import Pruned, sparse_axes
 from flowmaps.couplings.semidiscrete_ot import SemidiscreteOT, stored_potentials
 
 SMALL = 200  # optimal transport is at least quadratic in the batch
-OTHER = {"reflow", "semidiscrete_ot"}  # whose data are not the batch's
-SPECIAL = {"norm_aligned", "pruned", "ring"}  # whose source is no standard normal
+OTHER = {"reflow", "semidiscrete_ot", "same_class_sequence"}  # whose data are not the batch's
+SPECIAL = {"norm_aligned", "pruned", "ring", "ornstein_uhlenbeck", "posterior_mean"}  # whose source is not N(0, I)
+LEARNED = {"learned"}  # whose source is N(0, I) as far as it has learned
 
 
 def coupled(coupling, x1, cond=None, g=None):
@@ -41,7 +44,7 @@ def assert_standard_normal(x):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", [n for n in names("couplings") if n not in OTHER | SPECIAL])
+@pytest.mark.parametrize("name", [n for n in names("couplings") if n not in OTHER | SPECIAL | LEARNED])
 def test_marginals_and_labels(name, shape):
     coupling, g = build("couplings", name), stream()
     labels = torch.arange(10_000) % 2
@@ -293,3 +296,129 @@ def test_ring_is_a_gaussian_of_many_dimensions_from_afar():
         ring(torch.zeros(5, 3))
     with pytest.raises(ValueError, match="dimensions must be at least 2"):
         build("couplings", {"name": "ring", "dimensions": 1})
+
+
+# Links of a chain
+
+
+def moments(x0, x1):
+    """Mean and variance of x0, and its covariance with x1, of each dimension."""
+    a, b = x0.flatten(1), x1.flatten(1)
+    return a.mean(0), a.var(0), ((a - a.mean(0)) * (b - b.mean(0))).mean(0)
+
+
+@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_link_takes_one_step_of_the_process(shape, independent):
+    """Either way the laws are those of the process in closed form, under each label too; the covariance differs."""
+    g, labels, n = stream(), torch.arange(40_000) % 2, 20_000
+    x1 = 3 * labels.reshape(-1, *[1] * len(shape)) + 0.5 * torch.randn(2 * n, *shape, generator=g)
+    link = build("couplings", {"name": "ornstein_uhlenbeck", "time": 0.3, "independent": independent})
+    pair, shrink = link(x1, labels, generator=g), math.exp(-0.3)
+    assert torch.equal(pair.x1, x1)
+    assert torch.equal(pair.cond, labels)
+    for k in (0, 1):
+        mean, variance, covariance = moments(pair.x0[labels == k], x1[labels == k])
+        want = shrink**2 * 0.25 + 1 - shrink**2
+        # Five standard errors: false alarm 1e-5.
+        assert (mean - 3 * k * shrink).abs().max() < 5 * (want / n) ** 0.5
+        assert (variance - want).abs().max() < 5 * want * (2 / n) ** 0.5
+        assert (covariance - (0 if independent else shrink * 0.25)).abs().max() < 5 * (want * 0.25 / n) ** 0.5
+
+
+def test_a_long_link_ends_in_noise_and_none_samples_alone():
+    pair = build("couplings", {"name": "ornstein_uhlenbeck", "time": 20.0})(
+        torch.rand(10_000, 2) + 5, generator=stream()
+    )
+    assert_standard_normal(pair.x0)
+    link = build("couplings", "ornstein_uhlenbeck")
+    with pytest.raises(NoSource, match="a link has no source of its own. Sample the chain of all links"):
+        link.source((3, 2), torch.empty(0))
+    with pytest.raises(ValueError, match="time must be > 0; got 0.0"):
+        build("couplings", {"name": "ornstein_uhlenbeck", "time": 0.0})
+
+
+# Restoration
+
+
+def noisy(sigma):
+    """A measurement y = x1 + sigma n of x1 ~ N(0, I), and its posterior mean."""
+    return lambda x1, g: x1 + sigma * torch.randn(x1.shape, generator=g), lambda y: y / (1 + sigma**2)
+
+
+@pytest.mark.parametrize(("sigma", "least"), [(0.5, 0.2111), (1.0, 0.5858), (2.0, 1.1056)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_flow_from_posterior_means_has_the_least_error_of_what_looks_like_data(shape, sigma, least):
+    """MMSE + W2^2 in closed form. Of jointly normal pairs the flow's map is x0 std(x1) / std(x0), whatever the path."""
+    measure, mean = noisy(sigma)
+    x1 = torch.randn(40_000, *shape, generator=stream(1))
+    pair = PosteriorMean(mean, 0.0, measure)(x1, generator=stream())
+    restored = pair.x0 * (pair.x1.std() / pair.x0.std())
+    error, n = (restored - x1).square().mean(), x1.numel()
+    assert abs(error / least - 1) < 5 * (2 / n) ** 0.5 + 1e-3  # five standard errors, and the digits of the figures
+    assert_standard_normal(restored)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_measurement_may_be_the_condition(shape):
+    measure, mean = noisy(0.5)
+    x1 = torch.randn(10_000, *shape, generator=stream(1))
+    y = measure(x1, stream(2))
+    coupling = PosteriorMean(mean, 0.3)
+    pair = coupling(x1, y, generator=stream())
+    assert torch.equal(pair.x1, x1)
+    assert pair.cond is None, "the flow sees the state alone"
+    assert_standard_normal((pair.x0 - y / 1.25) / 0.3)
+    assert torch.equal(coupling.source(x1.shape, x1, y, generator=stream()), pair.x0), "sampling starts there too"
+
+
+def test_posterior_mean_says_what_is_wrong():
+    measure, mean = noisy(1.0)
+    with pytest.raises(ValueError, match="noise must be >= 0; got -1"):
+        PosteriorMean(mean, -1)
+    with pytest.raises(ValueError, match=r"estimator must be frozen; .* Call estimator.requires_grad_\(False\)"):
+        PosteriorMean(torch.nn.Linear(2, 2))
+    with pytest.raises(NoSource, match="must have measurements as its condition; got None. Pass them as cond"):
+        PosteriorMean(mean)(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"no condition beside measure; got one. Train with conditional=false"):
+        PosteriorMean(mean, 0.1, measure)(torch.zeros(3, 2), torch.zeros(3))
+    with pytest.raises(ValueError, match=r"estimates must have the shape \(3, 2\); got \(3, 1\)"):
+        PosteriorMean(lambda y: y[:, :1])(torch.zeros(3, 2), torch.zeros(3, 2))
+    PosteriorMean(torch.nn.Linear(2, 2).requires_grad_(False))
+
+
+# Sequences
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sequences_are_of_one_class_and_begin_with_the_datum(shape):
+    labels = torch.tensor([0, 1, 1, 1, *[2] * 8])
+    x1 = torch.arange(12.0).reshape(-1, *[1] * len(shape)).expand(12, *shape)
+    pair = build("couplings", "same_class_sequence")(x1, {"label": labels}, generator=stream())
+    assert pair.x0.shape == pair.x1.shape == (12, 5, *shape)
+    assert torch.equal(pair.cond["label"], labels)
+    assert len(pair.x0.unique()) == pair.x0.numel(), "each with noise of its own"
+    which = pair.x1.flatten(2)[..., 0].long()
+    assert torch.equal(pair.x1, x1[which]), "data of the batch"
+    assert torch.equal(which[:, 0], torch.arange(12)), "each begins one"
+    assert torch.equal(labels[which], labels[:, None].expand(12, 5))
+    assert all(len(set(row.tolist())) == 5 for row in which[4:]), "without repetition where there are enough"
+    assert torch.equal(which[:4, 3:], which[:4, :2]), "in turns where there are not"
+    assert all(len(set(row.tolist())) == 3 for row in which[1:4])
+
+
+def test_sequences_are_drawn_evenly_with_noise_of_their_own():
+    coupling, g = build("couplings", {"name": "same_class_sequence", "length": 2}), stream()
+    x1, labels = torch.arange(4.0)[:, None], torch.zeros(4)
+    made = [coupling(x1, labels, generator=g) for _ in range(3000)]
+    others = torch.stack([p.x1[0, 1, 0] for p in made]).long().bincount(minlength=4)
+    assert others[0] == 0
+    assert (others[1:] - 1000).abs().max() < 5 * (3000 * 2 / 9) ** 0.5  # five standard errors
+    noise = torch.cat([p.x0 for p in made]).flatten(1)
+    assert_standard_normal(noise)
+    assert abs((noise[:, 0] * noise[:, 1]).mean()) < 5 / 12_000**0.5
+    assert_standard_normal(coupling.source((5000, 3), x1, generator=g))
+    with pytest.raises(ValueError, match="length must be at least 1; got 0"):
+        build("couplings", {"name": "same_class_sequence", "length": 0})
+    with pytest.raises(ValueError, match="must have labels; got cond = None. Train with conditional=true"):
+        coupling(x1)

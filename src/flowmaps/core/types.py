@@ -86,8 +86,12 @@ class Loss(Protocol):
     def __call__(self, model: "FlowMap", pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor: ...
 
 
+class NoSource(ValueError):
+    """Sampling cannot start from noise alone: the coupling wants a measurement, or the link of a chain before it."""
+
+
 class Coupling(Protocol):
-    """Pairs data with a source, and says where sampling starts."""
+    """Pairs data with a source, and says where sampling starts; the latter may raise NoSource."""
 
     def __call__(self, x1: Tensor, cond: Any = None, *, generator: Random = None) -> Pair: ...
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..core.random import Random, normal, uniform
-from ..core.types import Pair
+from ..core.types import NoSource, Pair
+from ._transport import alike
 
 __all__ = ["OrnsteinUhlenbeck"]
 
@@ -18,14 +19,17 @@ class OrnsteinUhlenbeck:
     """x0 = exp(-time) x1 + sqrt(1 - exp(-2 time)) n: one step of the Ornstein-Uhlenbeck process.
 
     A flow between laws so close is nearly the identity, and a small network learns it. Local flow matching trains a
-    chain of them, each on the data that the one before has pushed on, the last with the coupling "independent";
-    `core.chain.Chain` composes the flows.
+    chain of them, from data to noise: each link on the data that the flow of the link before has carried back from
+    t = 1 to t = 0, and the last with the coupling "independent". `core.chain.Chain` composes the flows, last one first.
 
     Args:
         time: of the step.
         independent: make x0 from another datum of the batch, so that only the two laws are paired.
-    Source: Xu, Cheng & Xie, Local flow matching generative models, 2024, arXiv:2410.02548; the steps of the released
-        code grow geometrically, .025 1.25^k.
+    Source: Xu, Cheng & Xie, Local flow matching generative models, 2024, arXiv:2410.02548. In the released code pairs
+        are dependent unless asked for otherwise, the times of its eight links in the plane grow as .025 1.25^k, and
+        each link starts from the weights of the one before.
+    Differs: time reversed; the other data are a permutation of those with the same condition, where the released code
+        has no conditions and draws anew.
     """
 
     time: float = 0.1
@@ -39,7 +43,9 @@ class OrnsteinUhlenbeck:
         """A pair for each datum x1 [B, *]."""
         origin = x1
         if self.independent:
-            origin = x1[uniform((len(x1),), x1, generator).argsort()]
+            origin, key = x1.clone(), uniform((len(x1),), x1, generator)
+            for i in alike(cond, x1):
+                origin[i] = x1[i[key[i].argsort()]]
         n = normal(x1.shape, x1, generator)
         return Pair(math.exp(-self.time) * origin + math.sqrt(-math.expm1(-2 * self.time)) * n, x1, cond)
 
@@ -47,8 +53,6 @@ class OrnsteinUhlenbeck:
         """There is none: a link starts where the link before it ends.
 
         Raises:
-            ValueError: always.
+            NoSource: always.
         """
-        raise ValueError(
-            "a link of a chain has no source of its own. Sample the chain of all links, whose source is N(0, I)."
-        )
+        raise NoSource("a link has no source of its own. Sample the chain of all links, whose source is N(0, I).")

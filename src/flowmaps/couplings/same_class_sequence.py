@@ -23,8 +23,10 @@ class SameClassSequence:
 
     Args:
         length: S.
-    Source: Hui, Tu, Hong & others, ARFlow: autoregressive flow with hybrid linear attention, 2025, arXiv:2501.16085.
-    Differs: the released code draws a sequence's data from the whole class, and here it is the batch's part of it.
+    Source: Hui, Zhu, Yang & others, ARFlow: autoregressive flow with hybrid linear attention, 2025, arXiv:2501.16085,
+        with sequences of 5 from one class in the released code.
+    Differs: there a sequence is drawn from the whole of a class that is drawn first; here from the class's part of the
+        batch, around each datum.
     """
 
     length: int = 5

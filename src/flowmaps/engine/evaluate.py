@@ -126,4 +126,6 @@ def _residuals(flow: Flow, real: Tensor, labels: Tensor | None, seed: int) -> li
     x1 = flow.space.encode(real.to(like.device))
     cond = None if labels is None or flow.classes == 0 else labels[: len(real)].to(like.device)
     pair: Pair = flow.coupling(x1, cond, generator=fold_in(seed, 3))
+    if pair.x1 is not None and pair.x1.ndim > x1.ndim:  # sequences, of which the first states are enough
+        pair = Pair(pair.x0[:, 0], pair.x1[:, 0], pair.cond)
     return identity_residuals(flow.model, flow.interpolant, pair, fold_in(seed, 4))

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from ..build import construct
 from ..core.random import fold_in
+from ..core.types import NoSource
 from ..data._dataset import Dataset
 from ..flow import Flow, as_map, load
 from .checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
@@ -98,7 +99,7 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
     shown = dataclasses.replace(flow, model=as_map(average, step.loss))
     loop = _Loop(config, run, data, shown, accelerator, step, wrapped, wrapped_optimizer, average, state, rate)
     loop.go(quiet or not accelerator.is_main_process)
-    if config["evaluate"] and accelerator.is_main_process:
+    if config["evaluate"] and accelerator.is_main_process and _starts_alone(shown):
         _finish(config, run, shown, data, quiet)
     accelerator.wait_for_everyone()
     return out
@@ -248,7 +249,7 @@ class _Loop:
                 ),
                 self.config["save"]["keep"],
             )  # fmt: skip
-            if pictures:
+            if pictures and _starts_alone(self.shown):
                 _show(self.config, self.run, self.shown, self.state.images)
                 steps, sampler = self.config["sample"]["steps"], self.config["sample"]["sampler"]
                 self.run.append({"images": self.state.images} | quality(self.shown, self.data, held, steps, sampler))
@@ -306,6 +307,15 @@ def _restore(saved: Checkpoint, step: Any, average: nn.Module, optimizer: torch.
         counters["seconds"],
         window,
     )
+
+
+def _starts_alone(flow: Flow) -> bool:
+    """Whether samples can be drawn from noise alone, to be looked at and measured."""
+    try:
+        flow.starting(1)
+    except NoSource:
+        return False
+    return True
 
 
 def _show(config: Config, run: RunFolder, flow: Flow, images: int) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.flow_map import Counted, FlowMap
+from ..core.recurrent import Recurrent
 from ..core.sampling import sample
 from ..core.types import Sampler
 
@@ -31,17 +32,34 @@ def function_evaluations(model: FlowMap, sampler: Sampler, steps: int, x: Tensor
     return sum(counter.calls for counter in counters)
 
 
-def leaves_counted(model: FlowMap) -> tuple[FlowMap, list[Counted]]:
+class _CountedRecurrent(Recurrent):
+    """The same map, which remembers as before, counting its calls."""
+
+    def __init__(self, model: Recurrent) -> None:
+        super().__init__(model.net)
+        self.calls = 0
+
+    def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        self.calls += 1
+        return super().mean_velocity(x, s, t, cond)
+
+    def advance(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, memory: Any) -> tuple[Tensor, Any]:
+        self.calls += 1
+        return super().advance(x, s, t, cond, memory)
+
+
+def leaves_counted(model: FlowMap) -> tuple[FlowMap, list[Counted | _CountedRecurrent]]:
     """The same map, with the maps at its bottom, which hold no other map, counting their calls; and these.
 
     The map itself is left alone: what lies above the bottom is copied, without its weights.
     """
-    counters: dict[FlowMap, Counted] = {}
+    counters: dict[FlowMap, Counted | _CountedRecurrent] = {}
 
     def counted(part: FlowMap) -> FlowMap:
         inner = {name: child for name, child in part.named_children() if isinstance(child, FlowMap)}
         if not inner:
-            return counters.setdefault(part, Counted(part))
+            made = _CountedRecurrent(part) if isinstance(part, Recurrent) else Counted(part)
+            return counters.setdefault(part, made)
         clone = copy.copy(part)
         clone._modules = part._modules | {name: counted(child) for name, child in inner.items()}
         return clone

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.flow_map import FlowMap
+from ..core.flow_map import EulerMap, FlowMap
 from ..core.random import Random
 from ..core.recurrent import Recurrent
 from ..core.shapes import expand_time
@@ -43,6 +43,8 @@ class RecurrentSteps:
         Raises:
             ValueError: if the map has no memory.
         """
+        if isinstance(model, EulerMap) and isinstance(model.v, Recurrent) and not self.jump:
+            model = model.v  # of a flow that learned its velocity only, which is all that is asked for here
         if not isinstance(model, Recurrent):
             raise ValueError(
                 f"the sampler 'recurrent' needs a map with a memory; got {type(model).__name__}. Use "
