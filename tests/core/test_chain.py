@@ -81,10 +81,10 @@ def test_a_chain_keeps_every_identity(shape):
     assert all(back[k] < 1e-9 for k in ("semigroup", "inverse", "lagrangian", "eulerian"))
     slope = d_dt(chain, x, s, s)[1]
     assert (slope - chain.velocity(x, s)).abs().max() < 1e-12
-    home = (3 * s).long()
+    home = (3 * u).long()
     for k, block in enumerate(chain.blocks):
         mine = home == k
-        gap = chain.velocity(x, s)[mine] - 3 * block.velocity(x[mine], 3 * s[mine] - k)
+        gap = chain.velocity(x, u)[mine] - 3 * block.velocity(x[mine], 3 * u[mine] - k)
         assert gap.abs().max() < 1e-12, "the block runs three times as fast"
     end = torch.ones(64)
     assert (chain.velocity(x, end) - 3 * chain.blocks[-1].velocity(x, end)).abs().max() < 1e-12
