@@ -8,9 +8,12 @@ import torch
 from truth import SHAPES, stream
 
 from flowmaps.build import build, names
+from flowmaps.core.flow_map import FlowMap
 from flowmaps.core.random import PerSample
+from flowmaps.core.times import Uniform
 from flowmaps.core.types import NoSource, Pair
 from flowmaps.couplings._transport import assignment, drawn, sinkhorn, square_distances
+from flowmaps.couplings.learned import Learned
 from flowmaps.couplings.norm_aligned import mean_norm
 from flowmaps.couplings.posterior_mean import PosteriorMean
 from flowmaps.couplings.pruned import Pruned, sparse_axes
@@ -385,6 +388,72 @@ def test_posterior_mean_says_what_is_wrong():
     with pytest.raises(ValueError, match=r"estimates must have the shape \(3, 2\); got \(3, 1\)"):
         PosteriorMean(lambda y: y[:, :1])(torch.zeros(3, 2), torch.zeros(3, 2))
     PosteriorMean(torch.nn.Linear(2, 2).requires_grad_(False))
+
+
+# Sources that learn
+
+
+class Law(torch.nn.Module):
+    """One mean and one deviation for all data; and what it was asked."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.both = torch.nn.Parameter(0.3 * torch.randn(2, *shape, generator=stream(4)))
+
+    def forward(self, x, s, t, cond=None):
+        self.asked = s, t, cond
+        return self.both.expand(len(x), *self.both.shape)
+
+
+class Known(FlowMap):
+    """The velocity b(x) = 3 x, whatever is learned."""
+
+    def mean_velocity(self, x, s, t, cond=None):
+        return 3 * x
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_learned_source_has_its_law_and_pays_its_divergence(shape):
+    coupling, x1, labels = (
+        Learned(Law(shape), 7.0),
+        torch.randn(20_000, *shape, generator=stream(3)),
+        torch.zeros(20_000),
+    )
+    pair = coupling(x1, labels, generator=stream())
+    mean, deviation = coupling.net.both[0], (coupling.net.both[1] / 2).exp()
+    assert_standard_normal(((pair.x0 - mean) / deviation).detach())
+    assert torch.equal(pair.x1, x1)
+    assert pair.cond is labels
+    assert [c is labels or bool((c == 1).all()) for c in coupling.net.asked] == [True] * 3
+    law = torch.distributions.Normal(mean, deviation)
+    divergence = torch.distributions.kl_divergence(law, torch.distributions.Normal(0.0, 1.0)).mean()
+    assert (pair.penalty - 7 * divergence).abs().max() < 1e-12
+    assert_standard_normal(coupling.source(x1.shape, x1, labels, generator=stream(1)))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_reaches_a_learned_source_by_state_and_by_velocity(shape):
+    """Of |3 I_t - (x1 - x0)|^2 with respect to x0, by hand: 2 (3 I_t - x1 + x0) (3 (1 - t) + 1)."""
+    coupling, x1 = Learned(Law(shape)), torch.randn(64, *shape, generator=stream(1))
+    pair = coupling(x1, generator=stream())
+    build("losses", "flow_matching")(Known(), pair, generator=stream(2)).mean().backward()
+    t = Uniform()(64, x1, stream(2)).reshape(-1, *[1] * len(shape))
+    slope = 2 * (3 * torch.lerp(pair.x0, x1, t) - x1 + pair.x0) * (3 * (1 - t) + 1) / x1.numel()
+    want = torch.stack([slope, slope * (pair.x0 - coupling.net.both[0]) / 2], 1).sum(0)
+    assert (coupling.net.both.grad - want).abs().max() < 1e-12
+
+
+def test_the_penalty_stays_with_its_pair():
+    pair = Pair(torch.arange(4.0)[:, None], penalty=torch.arange(4.0))
+    assert pair[torch.tensor([3, 1])].penalty.tolist() == [3, 1]
+    assert [part.penalty.tolist() for part in pair.split(0.25)] == [[0], [1, 2, 3]]
+
+
+def test_a_learned_source_says_what_is_wrong():
+    with pytest.raises(ValueError, match="weight must be > 0, or sampling starts anywhere; got 0.0"):
+        Learned(Law((2,)), 0.0)
+    with pytest.raises(ValueError, match=r"must have two outputs; got one. Set coupling.net.outputs to 2"):
+        build("couplings", {"name": "learned", "net": "mlp"}, shape=(2,))(torch.zeros(3, 2))
 
 
 # Sequences

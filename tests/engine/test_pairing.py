@@ -5,18 +5,25 @@ import math
 import numpy as np
 import pytest
 import torch
-from runs import small, train_quickly
+from runs import same, small, train_quickly
 
+from flowmaps.build import build
 from flowmaps.core.chain import Chain
-from flowmaps.core.flow_map import Integrated
+from flowmaps.core.flow_map import Integrated, MeanVelocity
 from flowmaps.core.random import fold_in
 from flowmaps.core.sampling import Heun, sample
+from flowmaps.couplings.independent import Independent
 from flowmaps.engine import train as engine
+from flowmaps.engine.checkpoint import find_checkpoint, load_weights
 from flowmaps.engine.dry_run import dry_run
 from flowmaps.engine.evaluate import evaluate_flow
 from flowmaps.engine.objects import held_out, open_data
 from flowmaps.engine.run_folder import RunFolder
-from flowmaps.flow import load
+from flowmaps.engine.step import Step
+from flowmaps.flow import Flow, load
+from flowmaps.nets.mlp import MLP
+from flowmaps.oracles.mixture import Mixture
+from flowmaps.spaces.euclidean import Euclidean
 
 
 def test_a_recipe_restores_by_a_function_of_ones_own(tmp_path, monkeypatch):
@@ -85,3 +92,62 @@ def test_a_network_of_sequences_trains_on_them_and_is_measured(tmp_path, monkeyp
     assert flow.sample(3, 2, sampler="recurrent").shape == (3, 1, 8, 8)
     with pytest.raises(ValueError, match="needs a map with a memory; got EulerMap"):
         flow.sample(3, 2, sampler={"name": "recurrent", "jump": True})
+
+
+LEARNED = {"name": "learned", "net": {"name": "mlp", "width": 16, "depth": 2, "outputs": 2}, "weight": 2.0}
+
+
+def test_a_source_that_learns_is_trained_saved_and_loaded(tmp_path, monkeypatch):
+    config = small(loss={"name": "flow_matching"}, coupling=LEARNED)
+    run = train_quickly(config, tmp_path / "run", monkeypatch)
+    kept, flow = load_weights(find_checkpoint(run), "weights"), load(run)
+    assert same(dict(flow.coupling.state_dict()), {k[9:]: v for k, v in kept.items() if k.startswith("coupling.")})
+    torch.manual_seed(fold_in(flow.config["seed"], 0).initial_seed())
+    fresh = Flow.built(flow.config, flow.shape, flow.classes).coupling.state_dict()
+    moved = [k for k, v in flow.coupling.state_dict().items() if not torch.equal(v, fresh[k])]
+    assert {k for k, _ in flow.coupling.named_parameters()} == set(moved)
+    assert not any(p.requires_grad for p in flow.coupling.parameters())
+    rows = [row for row in RunFolder(run).rows() if "coupling" in row]
+    assert rows, "the penalty is reported"
+    assert all(abs(row["loss"] - row["coupling"] - row["flow_matching"]) < 1e-4 for row in rows), "and added"
+    assert flow.sample(3, 2).shape == (3, 1, 8, 8)
+
+
+def learning(**options):
+    torch.manual_seed(0)
+    return Step(
+        MeanVelocity(MLP((1,), width=32, depth=2)), build("losses", "flow_matching"),
+        build("couplings", LEARNED, shape=(1,)), Euclidean(), **options,
+    )  # fmt: skip
+
+
+def sides(n, g):
+    """Data at -2 and 2."""
+    return 2 * torch.randn(n, 1, generator=g).sign().float()
+
+
+def test_learned_sources_straighten_the_flow():
+    """They choose their side, and the loss falls below what any velocity reaches with independent sources."""
+    step, g, x1 = learning(), fold_in(0), sides(4000, fold_in(1))
+    optimizer = torch.optim.Adam(step.parameters(), 5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        step(sides(256, g), generator=g)[0].backward()
+        optimizer.step()
+    pair = step.coupling(x1, generator=fold_in(2))
+    assert (pair.x0 * pair.x1).mean() > 1
+    flow, alone = Mixture(torch.tensor([[-2.0], [2.0]]), 1e-3), Independent()(x1, generator=fold_in(2))
+    best = step.loss(flow, alone, generator=fold_in(3)).mean()
+    assert step.loss(step.model, pair, generator=fold_in(3)).mean() < 0.6 * best
+
+
+@pytest.mark.slow
+def test_a_compiled_step_hands_the_gradient_on_to_the_source():
+    found = []
+    for fast in (False, True):
+        step = learning(compile=fast)
+        for k in (1, 2):  # the first call is made twice and compared
+            step.zero_grad()
+            step(sides(64, fold_in(k)), generator=fold_in(k), terms=False)[0].backward()
+        found.append(torch.cat([p.grad.flatten() for p in step.parameters()]))
+    assert (found[1] - found[0]).norm() / found[0].norm() < 1e-4  # float32 rounding

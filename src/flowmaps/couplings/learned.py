@@ -28,8 +28,8 @@ class Learned(nn.Module):
             and 2 log s; it is asked at s = t = 1. A small one will do.
         weight: of the penalty.
     Cost: 1 evaluation of net with gradient.
-    Source: Lee, Kim & Ye, Minimizing trajectory curvature of ODE-based generative models, 2023, arXiv:2301.12003, with
-        weights of 5 to 20.
+    Source: Lee, Kim & Ye, Minimizing trajectory curvature of ODE-based generative models, 2023, arXiv:2301.12003; in
+        the released code the weight is 10 in the plane, and 5 to 20 for images.
     """
 
     def __init__(self, net: nn.Module, weight: float = 20.0) -> None:
