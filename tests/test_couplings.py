@@ -18,6 +18,7 @@ from flowmaps.couplings.norm_aligned import mean_norm
 from flowmaps.couplings.posterior_mean import PosteriorMean
 from flowmaps.couplings.pruned import Pruned, sparse_axes
 from flowmaps.couplings.semidiscrete_ot import SemidiscreteOT, stored_potentials
+from flowmaps.interpolants.stochastic import Stochastic
 
 SMALL = 200  # optimal transport is at least quadratic in the batch
 OTHER = {"reflow", "semidiscrete_ot", "same_class_sequence"}  # whose data are not the batch's
@@ -49,8 +50,8 @@ def assert_standard_normal(x):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", [n for n in names("couplings") if n not in OTHER | SPECIAL | LEARNED])
 def test_marginals_and_labels(name, shape):
-    coupling, g = build("couplings", name), stream()
-    labels = torch.arange(10_000) % 2
+    coupling, g = build("couplings", name, interpolant=Stochastic(power=0.5)), stream()
+    labels, before = torch.arange(10_000) % 2, torch.get_rng_state()
     x1 = torch.rand(10_000, *shape, generator=g) - 2 + 3 * labels.reshape(-1, *[1] * len(shape))
     pair = coupled(coupling, x1, labels, g)
     assert pair.x0.shape == x1.shape
@@ -59,6 +60,7 @@ def test_marginals_and_labels(name, shape):
     # Under each label too, or else sampling with a label starts where training did not.
     for x0 in (pair.x0, pair.x0[labels == 0], pair.x0[labels == 1], coupling.source(x1.shape, x1, labels, generator=g)):
         assert_standard_normal(x0)
+    assert torch.equal(torch.get_rng_state(), before), "no draw from the global stream"
 
 
 def test_independent_scale():

@@ -49,4 +49,5 @@ class Stochastic(Interpolant):
         return self.scale * (t * (1 - t)) ** self.power
 
     def gamma_dot(self, t: Tensor) -> Tensor:
-        return self.scale * self.power * (t * (1 - t)) ** (self.power - 1) * (1 - 2 * t)
+        inside = (t * (1 - t)).clamp_min(1e-8)  # a law of times may draw an end
+        return self.scale * self.power * inside ** (self.power - 1) * (1 - 2 * t)

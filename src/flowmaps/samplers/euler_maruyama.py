@@ -18,7 +18,7 @@ __all__ = ["EulerMaruyama"]
 def noisy_drift(
     model: FlowMap, path: Interpolant, noise: float, x: Tensor, t: Tensor, way: Tensor, cond: Any
 ) -> tuple[Tensor, Tensor]:
-    """Drift [B, *] and noise level e_t = noise alpha_t^2 [B], which forgets at one rate at all times.
+    """Drift [B, *] and noise level e_t = noise c_t^2 [B], c the noise scale of the path: one rate at all times.
 
     Args:
         model: the flow map.
@@ -29,7 +29,7 @@ def noisy_drift(
         way: 1 where the equation runs forwards, -1 where backwards [B]; noise is added either way.
         cond: condition.
     """
-    level = noise * path.alpha(t) ** 2
+    level = noise * path.noise_scale(t) ** 2
     return drift_and_diffusion(model, path, way * level, x, t, cond)[0], level
 
 
@@ -37,12 +37,13 @@ def noisy_drift(
 class EulerMaruyama:
     """One step of dx = (b_t + e_t grad log rho_t) dt + sqrt(2 e_t) dW, which has the marginals of the flow.
 
-    x <- x + h (b_s + e_s grad log rho_s)(x) + sqrt(2 e_s h) z, with h = t - s, e_s = noise alpha_s^2 and z ~ N(0, I).
-    Old errors are forgotten at the rate `noise`; none is the flow by Euler's method.
+    x <- x + h (b_s + e_s grad log rho_s)(x) + sqrt(2 e_s h) z, with h = t - s, e_s = noise c_s^2 and z ~ N(0, I), where
+    c is the path's coefficient of Gaussian noise: of the source N(0, I), or of latent noise with any source. Old errors
+    are forgotten at the rate `noise`; none is the flow by Euler's method.
 
     Args:
         noise: at least 0; h noise should be well below 1.
-        interpolant: the path the map was trained on, with a source N(0, I).
+        interpolant: the path the map was trained on; with latent noise the map must have a head for it.
     Cost: 1 network evaluation per step.
     Source: Maruyama, Continuous Markov processes and stochastic equations, 1955; the equation: Albergo, Boffi &
         Vanden-Eijnden, Stochastic interpolants: a unifying framework for flows and diffusions, 2023, arXiv:2303.08797,

@@ -19,11 +19,11 @@ class StochasticHeun:
     """Drifts at both ends of a step with one draw of noise: weak order 2 for the equation of EulerMaruyama.
 
     y = x + h f_s(x) + w and x <- x + h/2 [f_s(x) + f_t(y)] + w, with h = t - s, the drift f = b + e grad log rho, w ~
-    N(0, h (e_s + e_t) I) and e_t = noise alpha_t^2.
+    N(0, h (e_s + e_t) I) and e_t = noise c_t^2, as in EulerMaruyama.
 
     Args:
         noise: at least 0; h noise should be well below 1.
-        interpolant: the path the map was trained on, with a source N(0, I).
+        interpolant: the path the map was trained on; with latent noise the map must have a head for it.
     Cost: 2 network evaluations per step.
     Source: Kloeden & Platen, Numerical solution of stochastic differential equations, 1992, Chapter 15, the explicit
         scheme of weak order 2.0 for additive noise; the equation: Albergo, Boffi & Vanden-Eijnden, 2023,
@@ -47,7 +47,7 @@ class StochasticHeun:
         """One step."""
         p, h, way = self.interpolant, expand_time(t - s, x).to(x.dtype), (t - s).sign()
         first, level = noisy_drift(model, p, self.noise, x, s, way, cond)
-        spread = ((t - s).abs() * (level + self.noise * p.alpha(t) ** 2)).sqrt()
+        spread = ((t - s).abs() * (level + self.noise * p.noise_scale(t) ** 2)).sqrt()
         shock = expand_time(spread, x).to(x.dtype) * normal(x.shape, x, generator).to(x.dtype)
         second, _ = noisy_drift(model, p, self.noise, x + h * first + shock, t, way, cond)
         return x + h / 2 * (first + second) + shock, None
