@@ -240,6 +240,7 @@ def test_norm_aligned_sources_are_as_long_as_the_data(shape):
 
 def test_mean_norm_of_cifar_sized_noise():
     """55.42, the number of the paper for noise in 3072 dimensions."""
+    assert mean_norm(torch.tensor([[[3.0], [4.0]], [[0.0], [1.0]]])) == 3
     coupling = build("couplings", {"name": "norm_aligned", "norm": 27.198})
     assert abs(float(coupling.source((50, 3072), torch.empty(0), generator=stream()).std()) - 27.198 / 55.42) < 0.005
 
