@@ -13,6 +13,7 @@ from typing import Any
 # Which folder a table of that name, or a nested parameter of that name, refers to.
 KINDS = {
     "arrival": "training_times",
+    "autoencoder": "autoencoders",
     "base": "interpolants",
     "coupling": "couplings",
     "critic": "critics",

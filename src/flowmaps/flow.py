@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from .core.checks import check_choice
 from .core.flow_map import EulerMap, FlowMap
 from .core.grid import TimeGrid
 from .core.interpolant import Interpolant
-from .core.random import PerSample
+from .core.random import PerSample, fold_in
 from .core.sampling import sample
 from .core.shapes import fill_time
+from .core.target import parts
 from .core.types import Coupling, Sampler, Space
 from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
@@ -63,12 +65,17 @@ class Flow:
         The network's initial weights come from torch's global random stream.
         """
         interpolant = build("interpolants", config["interpolant"])
-        space = build("spaces", config["space"])
-        inner = tuple(space.encode(torch.zeros(1, *shape)).shape[1:])
+        space = build("spaces", config["space"], shape=tuple(shape))
+        inner = _state_shape(space, torch.zeros(1, *shape))
         coupling = build("couplings", config["coupling"], shape=inner, classes=classes, interpolant=interpolant)
         net = build("nets", config["net"], shape=inner, classes=classes)
         model = build("maps", config["map"], net=net, interpolant=interpolant)
         return Flow(model, interpolant, coupling, space, tuple(shape), classes, config)
+
+    @cached_property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of one state, in the space of the flow."""
+        return _state_shape(self.space, torch.zeros(1, *self.shape, device=self._like().device))
 
     @torch.no_grad()
     def sample(
@@ -199,12 +206,11 @@ class Flow:
             raise ValueError(f"n and batch must be at least 1; got {n} and {batch}.")
         labels = self.labels(n, label, first)
         like = self._like()
-        inner = self.space.encode(torch.zeros(1, *self.shape, device=like.device)).shape[1:]
         for low in range(0, n, batch):
             size = min(batch, n - low)
             generator = PerSample.seeded(seed, first + low, size)
             cond = None if labels is None else labels[low : low + size].to(like.device)
-            x0 = self.coupling.source((size, *inner), like, cond, generator=generator)
+            x0 = self.coupling.source((size, *self.state_shape), like, cond, generator=generator)
             yield self.space.constrain(self.interpolant.start(x0)), cond, generator
 
     def labels(self, n: int, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
@@ -232,6 +238,10 @@ class Flow:
     def velocity(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
         """b_t(x) [B, *], in the space of the flow. Times are numbers or [B]."""
         return self.model.velocity(x, fill_time(t, x), label)
+
+
+def _state_shape(space: Space, data: Tensor) -> tuple[int, ...]:
+    return tuple(space.encode(data, generator=fold_in(0)).shape[1:])
 
 
 def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
@@ -262,6 +272,8 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
         learned = load_weights(checkpoint, "weights")
         flow.coupling.load_state_dict({k[9:]: v for k, v in learned.items() if k.startswith("coupling.")})
         flow.coupling.requires_grad_(False).eval().to(device)
+    for _, part in parts(flow.space, ""):
+        part.to(device)
     return dataclasses.replace(flow, model=as_map(model, _innermost(config["loss"])))
 
 
