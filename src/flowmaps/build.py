@@ -16,6 +16,7 @@ KINDS = {
     "autoencoder": "autoencoders",
     "base": "interpolants",
     "coupling": "couplings",
+    "condition": "conditions",
     "critic": "critics",
     "data": "data",
     "diagonal_times": "training_times",

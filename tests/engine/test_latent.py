@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
 from runs import small, train_quickly
 
 from flowmaps.core.random import fold_in
 from flowmaps.engine.autoencoder import train_autoencoder
 from flowmaps.engine.checkpoint import find_checkpoint, load_weights
 from flowmaps.engine.config import ConfigError, resolve_config
+from flowmaps.engine.dry_run import dry_run
 from flowmaps.engine.objects import build_step, open_data
 from flowmaps.flow import Flow, load
 
@@ -67,3 +70,33 @@ def test_a_teacher_in_the_same_space(trained):
     other = dataclasses.replace(teacher, space=dataclasses.replace(teacher.space, scale=2.0))
     with pytest.raises(ConfigError, match="the teacher must have this run's data and space"):
         build_step(table, student, other)
+
+
+def test_holes_are_filled_among_latents(trained, tmp_path, monkeypatch):
+    config, _ = trained
+    config = config | {"condition": "inpainting", "net": {"name": "unet", "width": 16, "blocks": 1}}
+    run = train_quickly(config | {"images": 64}, tmp_path / "run", monkeypatch)
+    flow = load(run)
+    assert flow.condition.spatial == (3, 4, 4)
+    images, labels = open_data(resolve_config(config)).__getitems__(range(4))
+    holes = torch.zeros(4, 1, 8, 8, dtype=torch.bool)
+    holes[..., 2:6, 3:] = True
+    cond = flow.condition.of(images, holes, flow.space, labels, generator=fold_in(0))
+    for guidance in (1.0, 2.0):
+        filled = torch.where(holes, flow.sample(4, 2, cond=cond, guidance=guidance), images)
+        assert filled.isfinite().all()
+        assert flow.sample(4, 2, guidance=guidance).isfinite().all()
+    assert "good" in dry_run(config)
+
+
+def test_images_are_drawn_for_maps(tmp_path, monkeypatch):
+    maps = np.random.default_rng(0).integers(0, 3, (40, 8, 8))
+    np.savez(tmp_path / "scenes.npz", x=maps[:, None] / 2.0, y=maps)
+    config = small(data={"name": "arrays", "path": str(tmp_path / "scenes.npz")}, condition="semantic_map", images=64)
+    flow = load(train_quickly(config, tmp_path / "run", monkeypatch))
+    assert flow.classes == 0
+    assert flow.condition.spatial == (3, 8, 8)
+    told = flow.condition(None, torch.from_numpy(maps[:5]), flow.space)
+    assert flow.sample(5, cond=told).shape == (5, 1, 8, 8)
+    with pytest.raises(ConfigError, match="mirror flips images, not the maps"):
+        build_step(resolve_config(config | {"mirror": True}), flow, None)

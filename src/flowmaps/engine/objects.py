@@ -105,8 +105,11 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
     if teacher is not None and "teacher" in signature(type(coupling)).parameters:  # it draws its pairs from it
         context = {"teacher": _on_this_path(teacher, flow), "interpolant": flow.interpolant}
         coupling = build("couplings", config["coupling"], **context)
+    if config["mirror"] and not flow.condition.labelled:
+        raise ConfigError("mirror flips images, not the maps that come with them; set mirror to false.")
     return Step(
-        flow.model, loss, coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"]
+        flow.model, loss, coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"],
+        flow.condition,
     )  # fmt: skip
 
 
