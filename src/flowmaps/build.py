@@ -13,8 +13,10 @@ from typing import Any
 # Which folder a table of that name, or a nested parameter of that name, refers to.
 KINDS = {
     "arrival": "training_times",
+    "autoencoder": "autoencoders",
     "base": "interpolants",
     "coupling": "couplings",
+    "condition": "conditions",
     "critic": "critics",
     "data": "data",
     "diagonal_times": "training_times",

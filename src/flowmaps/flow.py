@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from .build import build, find
+from .conditions.label import Label
 from .core.adaptive import Adapted, Rung, sample_to_tolerance
 from .core.calibration import calibrate
 from .core.checks import check_choice
+from .core.concatenated import Concatenated
 from .core.flow_map import EulerMap, FlowMap
 from .core.grid import TimeGrid
 from .core.interpolant import Interpolant
-from .core.random import PerSample
+from .core.random import PerSample, fold_in
 from .core.sampling import sample
 from .core.shapes import fill_time
-from .core.types import Coupling, Sampler, Space
+from .core.target import parts
+from .core.types import Conditioner, Coupling, Sampler, Space, map_condition
 from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
 from .engine.lora import merged
@@ -46,6 +50,7 @@ class Flow:
         shape: of one datum.
         classes: number of labels, 0 for none.
         config: the configuration of the run it comes from, if any.
+        condition: makes what the network is told from what comes with the data.
     """
 
     model: FlowMap
@@ -55,6 +60,7 @@ class Flow:
     shape: tuple[int, ...]
     classes: int = 0
     config: Mapping[str, Any] | None = None
+    condition: Conditioner = Label()
 
     @staticmethod
     def built(config: Mapping[str, Any], shape: Sequence[int], classes: int) -> "Flow":
@@ -63,19 +69,27 @@ class Flow:
         The network's initial weights come from torch's global random stream.
         """
         interpolant = build("interpolants", config["interpolant"])
-        space = build("spaces", config["space"])
-        inner = tuple(space.encode(torch.zeros(1, *shape)).shape[1:])
+        space = build("spaces", config["space"], shape=tuple(shape))
+        inner = _state_shape(space, torch.zeros(1, *shape))
         coupling = build("couplings", config["coupling"], shape=inner, classes=classes, interpolant=interpolant)
-        net = build("nets", config["net"], shape=inner, classes=classes)
+        condition = build("conditions", config.get("condition", "label"), shape=inner, classes=classes)
+        classes, beside = classes if condition.labelled else 0, condition.spatial
+        net = build("nets", config["net"], shape=(inner[0] + sum(beside[:1]), *inner[1:]), classes=classes)
+        net = Concatenated(net, beside) if beside else net
         model = build("maps", config["map"], net=net, interpolant=interpolant)
-        return Flow(model, interpolant, coupling, space, tuple(shape), classes, config)
+        return Flow(model, interpolant, coupling, space, tuple(shape), classes, config, condition)
+
+    @cached_property
+    def state_shape(self) -> tuple[int, ...]:
+        """Shape of one state, in the space of the flow."""
+        return _state_shape(self.space, torch.zeros(1, *self.shape, device=self._like().device))
 
     @torch.no_grad()
     def sample(
         self, n: int, steps: int | Sequence[float] = 1, *, seed: int = 0, label: int | Sequence[int] | None = None,
         sampler: str | Mapping[str, Any] | Sampler | None = None, guidance: Guidance = 1.0, first: int = 0,
         grid: str | Mapping[str, Any] | TimeGrid | None = None, batch: int = 1024,
-        callback: Callable[[int], None] | None = None,
+        callback: Callable[[int], None] | None = None, cond: Any = None,
     ) -> Tensor:  # fmt: skip
         """Draw samples; sample i depends on (seed, i) alone, not on n or the batch.
 
@@ -92,6 +106,7 @@ class Flow:
             grid: how the times of a number of steps are chosen: a name, a table or an object; left out, equal steps.
             batch: how many are drawn at a time.
             callback: called with the number of samples drawn so far.
+            cond: condition of each sample, any nesting of tensors [n, *], in place of labels; `condition` makes such.
         Returns:
             Data [n, *].
         Cost: steps times the sampler's evaluations, times those of the guidance; two unless the network is told.
@@ -101,8 +116,8 @@ class Flow:
         model = self.guided(guidance)
         times = self.times(steps, grid, sampler=step, guidance=guidance)
         parts: list[Tensor] = []
-        for x0, cond, generator in self._starts(n, label, seed, first, batch):
-            x = sample(model, x0, times, sampler=step, cond=cond, generator=generator)
+        for x0, told, generator in self._starts(n, label, seed, first, batch, cond):
+            x = sample(model, x0, times, sampler=step, cond=told, generator=generator)
             parts.append(self.space.decode(self.space.constrain(x)))
             if callback is not None:
                 callback(sum(map(len, parts)))
@@ -192,19 +207,23 @@ class Flow:
         return next(iter([*self.model.parameters(), *self.model.buffers()]), torch.empty(0))
 
     def _starts(
-        self, n: int, label: int | Sequence[int] | None, seed: int, first: int, batch: int
+        self, n: int, label: int | Sequence[int] | None, seed: int, first: int, batch: int, given: Any = None
     ) -> Iterator[tuple[Tensor, Any, PerSample]]:
         """States at time 0, conditions and generators, batch by batch."""
         if n < 1 or batch < 1:
             raise ValueError(f"n and batch must be at least 1; got {n} and {batch}.")
-        labels = self.labels(n, label, first)
+        if given is None:
+            given = self.labels(n, label, first)
+        elif label is not None:
+            raise ValueError(f"cond takes the place of label; got label {label!r} too. Put it into cond.")
         like = self._like()
-        inner = self.space.encode(torch.zeros(1, *self.shape, device=like.device)).shape[1:]
         for low in range(0, n, batch):
             size = min(batch, n - low)
             generator = PerSample.seeded(seed, first + low, size)
-            cond = None if labels is None else labels[low : low + size].to(like.device)
-            x0 = self.coupling.source((size, *inner), like, cond, generator=generator)
+            cond = map_condition(partial(_rows, n, low, size, like.device), given)
+            if self.condition.spatial and not isinstance(cond, dict):
+                cond = self.model.null_condition(size) | ({} if cond is None else {"label": cond})
+            x0 = self.coupling.source((size, *self.state_shape), like, cond, generator=generator)
             yield self.space.constrain(self.interpolant.start(x0)), cond, generator
 
     def labels(self, n: int, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
@@ -232,6 +251,16 @@ class Flow:
     def velocity(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
         """b_t(x) [B, *], in the space of the flow. Times are numbers or [B]."""
         return self.model.velocity(x, fill_time(t, x), label)
+
+
+def _rows(n: int, low: int, size: int, device: torch.device, c: Tensor) -> Tensor:
+    if len(c) != n:
+        raise ValueError(f"cond must have one row for each of {n} samples; got shape {tuple(c.shape)}.")
+    return c[low : low + size].to(device)
+
+
+def _state_shape(space: Space, data: Tensor) -> tuple[int, ...]:
+    return tuple(space.encode(data, generator=fold_in(0)).shape[1:])
 
 
 def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
@@ -262,6 +291,8 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
         learned = load_weights(checkpoint, "weights")
         flow.coupling.load_state_dict({k[9:]: v for k, v in learned.items() if k.startswith("coupling.")})
         flow.coupling.requires_grad_(False).eval().to(device)
+    for _, part in parts(flow.space, ""):
+        part.to(device)
     return dataclasses.replace(flow, model=as_map(model, _innermost(config["loss"])))
 
 

@@ -54,7 +54,7 @@ def test_help_is_complete_and_quick():
     began = time.perf_counter()
     text = flow("--help")
     assert time.perf_counter() - began < 2  # 0.5 s is the promise, tested apart; here machines may be busy
-    for verb in ("train", "distill", "sample", "evaluate", "list", "show", "cite", "doctor", "--debug"):
+    for verb in ("train", "distill", "autoencoder", "sample", "evaluate", "list", "show", "cite", "doctor", "--debug"):
         assert verb in text
     assert "--dry-run" in flow("train", "--help")
 
@@ -232,6 +232,19 @@ def test_distill_and_two_stages(tmp_path):
     flow("train", "digits_distill", *TINY, "teacher.images=320", "--out", tmp_path / "both", "--quiet")
     assert (tmp_path / "both" / "teacher" / "report.html").exists()
     assert flowmaps.load(tmp_path / "both" / "teacher").config["loss"]["name"] == "flow_matching"
+
+
+def test_an_autoencoder_then_a_flow_among_its_latents(tmp_path):
+    file = tmp_path / "vae.pt"
+    space = ["space.name=latent", "space.autoencoder.name=convolutional", f"space.autoencoder.path={file}"]
+    words = ["digits", *space, "space.autoencoder.width=8", "device=cpu"]
+    text = inside("autoencoder", *words, "--images", 64, "--batch", 32, "--quiet")
+    assert f"file    {file}" in text
+    assert re.search(r"error   \d\.\d+ \(root mean square, held-out data\)", text)
+    inside("train", *words, *TINY, "images=64", "--out", tmp_path / "run", "--quiet")
+    picture = tmp_path / "grid.png"
+    inside("sample", tmp_path / "run", "--n", 4, "--out", picture)
+    assert picture.is_file()
 
 
 def test_interrupting_saves_says_how_and_fails(tmp_path):

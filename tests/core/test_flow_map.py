@@ -168,5 +168,8 @@ def test_a_network_for_the_noise_gives_the_velocity(path):
     v = flow.velocity(x, s)
     model = build("maps", "noise_prediction", net=Noise(), interpolant=path)
     assert (model.velocity(x, s) - v).abs().max() < 1e-11 * (1 + v.abs().max())  # rounding, and 1 / beta
+    bounded = build("maps", {"name": "noise_prediction", "least": 0.5}, net=Noise(), interpolant=path)
+    share = (path.beta(s) / 0.5).clamp_max(1)[:, None]
+    assert (bounded.velocity(x, s) - share * v).abs().max() < 1e-11 * (1 + v.abs().max()), "divides by 0.5 at least"
     with pytest.raises(ValueError, match="least must be > 0, since the data vanish"):
         build("maps", {"name": "noise_prediction", "least": 0.0}, net=Noise())

@@ -1,4 +1,4 @@
-"""Verbs that make a run: train, distill."""
+"""Verbs that make a run, or what a run needs: train, distill, autoencoder."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -47,6 +47,25 @@ def distill(
             "RECIPE must be given after TEACHER, for example: flowmaps distill runs/teacher digits_distill"
         )
     _start(words[0], words[1:], {"teacher": str(teacher.resolve())}, out, dry_run, quiet)
+
+
+def autoencoder(
+    recipe: Overrides = None,
+    images: Annotated[int, typer.Option(help="Length of the training.")] = 500_000,
+    batch: Annotated[int, typer.Option(help="Images per step.")] = 128,
+    lr: Annotated[float, typer.Option(help="Learning rate of Adam.")] = 1e-3,
+    quiet: Quiet = False,
+) -> None:
+    """Train the autoencoder of a recipe's space, and write it to space.autoencoder.path."""
+    from ..engine.autoencoder import train_autoencoder
+    from ..engine.config import find_recipe, override, read_config
+
+    words = recipe or []
+    if not words or "=" in words[0]:
+        raise ValueError("RECIPE must be given: one whose space is latent, or any with space.name=latent and the rest.")
+    config = override(read_config(find_recipe(words[0])), words[1:])
+    error = train_autoencoder(config, images=images, batch=batch, lr=lr, quiet=quiet)
+    print(f"file    {config['space']['autoencoder']['path']}\nerror   {error:.4f} (root mean square, held-out data)")
 
 
 def _start(

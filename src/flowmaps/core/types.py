@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -121,3 +121,17 @@ class Space(Protocol):
     def decode(self, x: Tensor) -> Tensor: ...
 
     def constrain(self, x: Tensor) -> Tensor: ...
+
+
+class Conditioner(Protocol):
+    """Makes what the network is told from the data and from what comes with them.
+
+    `spatial` is the shape of what is put beside the state, () for nothing; `labelled` whether labels are passed on.
+    """
+
+    labelled: ClassVar[bool]
+
+    @property
+    def spatial(self) -> tuple[int, ...]: ...
+
+    def __call__(self, data: Any, given: Any, space: Space, *, generator: Random = None) -> Any: ...

@@ -16,7 +16,7 @@ class Dataset:
     Args:
         name: where they come from.
         x: all samples [N, *]; uint8 images are brought to [-1, 1] when read, anything else is read as float32.
-        labels: class of each sample [N], or None.
+        labels: class of each sample [N], or of each of its pixels [N, H, W], or None.
         classes: number of classes, 0 without labels.
         skipped: what could not be read, and why, one line each.
     """

@@ -16,7 +16,7 @@ def arrays(path: str, key: str = "x", labels: str = "y", split: str = "train", h
     Args:
         path: the file. Pickled objects in it are refused, since reading them runs code.
         key: name of the samples in an .npz; the only array when there is but one.
-        labels: name of the labels [N] in an .npz, if it has them.
+        labels: name of the labels [N] in an .npz, if it has them, or of maps of labels [N, H, W].
         split: "train", "test" or "all".
         holdout: share of the samples, fixed and random, that is the test.
     Returns:
@@ -47,7 +47,8 @@ def arrays(path: str, key: str = "x", labels: str = "y", split: str = "train", h
             samples = samples.permute(0, 3, 1, 2).contiguous()
     known = None
     if labels in table:
-        known = torch.from_numpy(table[labels].astype(np.int64)).flatten()
+        known = torch.from_numpy(table[labels].astype(np.int64))
+        known = known if known.ndim == 3 else known.flatten()
         if len(known) != len(samples) or int(known.min()) < 0:
             raise ValueError(
                 f"labels must be one whole number >= 0 per sample; got {len(known)} labels from {int(known.min())} for "

@@ -30,6 +30,7 @@ DEFAULTS: Config = {
     "space": "euclidean",
     "interpolant": "linear",
     "coupling": "independent",
+    "condition": "label",
     "net": "mlp",
     "map": "mean_velocity",
     "loss": "lsd",
@@ -39,7 +40,7 @@ DEFAULTS: Config = {
     "shape": [],  # of one datum; filled in from the data
     "classes": 0,  # number of labels; filled in from the data
     "conditional": True,  # use the labels of the data, if it has any
-    "condition_dropout": 0.1,  # share of labels replaced by the null label
+    "condition_dropout": 0.1,  # share of conditions replaced by the null condition
     "mirror": False,  # flip half of the images left to right
     "optimizer": {"name": "torch.optim:Adam", "lr": 1e-3},
     "schedule": {},
@@ -54,7 +55,7 @@ DEFAULTS: Config = {
     "sample": {"sampler": "jump", "steps": [1, 2, 4, 8], "guidance": 1.0},
 }
 _TYPES = {"teacher": (str, dict), "clip": (int, float), "condition_dropout": (int, float)}
-_PARTS = ("data", "space", "interpolant", "coupling", "net", "map", "loss")
+_PARTS = ("data", "space", "interpolant", "coupling", "condition", "net", "map", "loss")
 
 
 class ConfigError(ValueError):

@@ -50,7 +50,7 @@ def dry_run(config: Config) -> str:
     memory = 3 * weights + states + kept / count * config["batch"]  # weights, gradient, average; optimizer; activations
     disk = (config["save"]["keep"] + 1) * (2 * weights + states)
     free = shutil.disk_usage(Path.cwd()).free
-    error = tangent_error(flow.model, x, labels)
+    error = tangent_error(flow.model, *flow.starting(count))
     if not error < TOLERANCE:
         raise ConfigError(
             f"the exact derivative of the network must agree with a central difference; it is off by {error:.2g}, "

@@ -68,7 +68,7 @@ def evaluate_flow(
     for k in steps:
         tell(f"{k} steps")
         samples = flow.sample(n, k, seed=seed, label=labels, sampler=sampler, guidance=guidance).cpu()
-        inner = flow.space.encode(torch.zeros(1, *flow.shape, device=like.device))
+        inner = torch.zeros(1, *flow.state_shape, device=like.device)
         step = build("samplers", sampler, interpolant=flow.interpolant)
         calls = function_evaluations(guided, step, k, inner, _first(flow, like))
         row: dict[str, Any] = {"steps": k, "evaluations": calls}
@@ -123,7 +123,7 @@ def _first(flow: Flow, like: Tensor) -> Tensor | None:
 
 def _residuals(flow: Flow, real: Tensor, labels: Tensor | None, seed: int) -> list[dict[str, float]]:
     like = next(flow.model.parameters())
-    x1 = flow.space.encode(real.to(like.device))
+    x1 = flow.space.encode(real.to(like.device), generator=fold_in(seed, 5))
     cond = None if labels is None or flow.classes == 0 else labels[: len(real)].to(like.device)
     pair: Pair = flow.coupling(x1, cond, generator=fold_in(seed, 3))
     if pair.x1 is not None and pair.x1.ndim > x1.ndim:  # sequences, of which the first states are enough

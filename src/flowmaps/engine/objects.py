@@ -10,6 +10,7 @@ from torch import nn
 
 from ..build import build, construct, find
 from ..core.flow_map import EulerMap, FlowMap
+from ..core.random import fold_in
 from ..core.reparametrize import Reparametrized
 from ..core.types import Loss
 from ..data._dataset import Dataset
@@ -49,8 +50,9 @@ def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> L
     Raises:
         ConfigError: if the loss needs a teacher and there is none, or the teacher lives elsewhere.
     """
-    inner = tuple(flow.space.encode(torch.zeros(1, *flow.shape)).shape[1:])
-    context: dict[str, Any] = {"interpolant": flow.interpolant, "shape": inner, "classes": flow.classes}
+    context: dict[str, Any] = {
+        "interpolant": flow.interpolant, "shape": flow.state_shape, "classes": flow.classes,
+    }  # fmt: skip
     if teacher is not None:
         if teacher.shape != flow.shape or teacher.space != flow.space or teacher.classes not in (0, flow.classes):
             raise ConfigError(
@@ -78,7 +80,7 @@ def _unbiased(teacher: Flow) -> FlowMap:
         return teacher.model
     data = open_data(config)
     some = range(0, len(data), max(1, len(data) // MEAN_OF))
-    mean = teacher.space.encode(data.__getitems__(some)[0]).mean(0)
+    mean = teacher.space.encode(data.__getitems__(some)[0], generator=fold_in(0)).mean(0)
     return build("losses", config["loss"], interpolant=teacher.interpolant).unbiased(teacher.model, mean)
 
 
@@ -103,8 +105,11 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
     if teacher is not None and "teacher" in signature(type(coupling)).parameters:  # it draws its pairs from it
         context = {"teacher": _on_this_path(teacher, flow), "interpolant": flow.interpolant}
         coupling = build("couplings", config["coupling"], **context)
+    if config["mirror"] and not flow.condition.labelled:
+        raise ConfigError("mirror flips images, not the maps that come with them; set mirror to false.")
     return Step(
-        flow.model, loss, coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"]
+        flow.model, loss, coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"],
+        flow.condition,
     )  # fmt: skip
 
 

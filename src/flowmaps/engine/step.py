@@ -12,7 +12,7 @@ from ..core.flow_map import FlowMap
 from ..core.random import Random, uniform
 from ..core.report import listen, report
 from ..core.target import Average, averages, parts
-from ..core.types import Coupling, Loss, Pair, Space, map_condition
+from ..core.types import Conditioner, Coupling, Loss, Pair, Space, map_condition
 from .compiled import Compiled
 
 
@@ -27,16 +27,17 @@ class Step(nn.Module):
         condition_dropout: share of samples whose condition is replaced by the null condition.
         mirror: flip half of the images left to right.
         compile: evaluate the loss through the compiler, except when its terms are asked for.
+        condition: makes what the network is told from what comes with the data; left out, it is told just that.
     """
 
     def __init__(
         self, model: FlowMap, loss: Loss, coupling: Coupling, space: Space, condition_dropout: float = 0.0,
-        mirror: bool = False, compile: bool = False,
+        mirror: bool = False, compile: bool = False, condition: Conditioner | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
         self.compiled = Compiled(loss) if compile else None
         self.model, self.loss, self.coupling, self.space = model, loss, coupling, space
-        self.condition_dropout, self.mirror = condition_dropout, mirror
+        self.condition_dropout, self.mirror, self.condition = condition_dropout, mirror, condition
         self.averages = averages(loss)
         for average in self.averages:
             average.begin(model)
@@ -72,6 +73,8 @@ class Step(nn.Module):
         if self.mirror:
             flip = uniform((len(data),), data, generator) < 0.5
             data = torch.where(flip.reshape(-1, *[1] * (data.ndim - 1)), data.flip(-1), data)
+        if self.condition is not None:
+            cond = self.condition(data, cond, self.space, generator=generator)
         pair = self.coupling(self.space.encode(data, generator=generator), cond, generator=generator)
         if self.condition_dropout and pair.cond is not None:
             pair = self._drop_conditions(pair, generator)

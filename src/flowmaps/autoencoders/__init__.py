@@ -1,0 +1,1 @@
+"""Autoencoders among whose latents a flow may live, one per file."""
