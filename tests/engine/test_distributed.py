@@ -14,8 +14,9 @@ from flowmaps.core.sampling import sample
 from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
 from runs import small
 
-# Two losses train networks of images only, of which each leaves a part without gradient.
-LOSSES = [name for name in names("losses") if name not in ("autoregressive_flow_matching", "feature_residual")]
+# Two losses train networks of images only, of which each leaves a part without gradient; one takes twice the channels.
+ELSEWHERE = ("autoregressive_flow_matching", "feature_residual", "velocity_refiner")
+LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
 
 CHILD = """
 import sys
