@@ -13,17 +13,22 @@ from flowmaps.build import build
 from flowmaps.core.flow_map import Counted, FlowMap, MeanVelocity
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.random import Tape
-from flowmaps.core.sampling import Heun, Jump, RungeKutta4, sample
+from flowmaps.core.recurrent import Recurrent
+from flowmaps.core.sampling import Euler, Heun, Jump, RungeKutta4, sample
 from flowmaps.core.types import Pair
 from flowmaps.couplings.independent import Independent
 from flowmaps.flow import Flow
 from flowmaps.guidance.cfg import CFG
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.losses.velocity_refiner import VelocityRefiner
+from flowmaps.nets._convolutional import Residual
+from flowmaps.nets._transformer import Block
+from flowmaps.nets.cached import Cached
 from flowmaps.nets.mlp import MLP
 from flowmaps.nets.unet import UNet
 from flowmaps.samplers.bottleneck import Bottleneck
 from flowmaps.samplers.flow_turbo import FlowTurbo
+from flowmaps.samplers.recurrent import RecurrentSteps
 from flowmaps.spaces.euclidean import Euclidean
 from flowmaps.time_grids.shift import Shift
 
@@ -300,3 +305,97 @@ def test_errors_of_bottleneck():
     ):
         with pytest.raises(ValueError, match=message):
             Bottleneck(**options)
+
+
+# Features that are kept
+
+
+def trained(name, classes=0, **options):
+    """A small network on images [2, 8, 8], none of whose weights is zero."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = build("nets", {"name": name, **options}, shape=(2, 8, 8), classes=classes)
+        for weight in made.parameters():
+            if not weight.any():
+                nn.init.normal_(weight, std=0.1)
+    return made
+
+
+DEEP = {
+    "dit": ({"width": 16, "depth": 5, "heads": 2}, Block, 5, {0: 0, 1: 2, 2: 4}),
+    # Two levels of two blocks: 4 down, 2 in the middle, 6 up. Skips: from the entry, 2 blocks, the halving, 2 blocks.
+    "unet": ({"width": 16, "heads": 2}, Residual, 12, {0: 1, 1: 3, 2: 5, 3: 8, 4: 10}),
+}
+
+
+def blocks_of(model, kind):
+    """A list that grows by one with every block that is evaluated."""
+    seen = []
+    for part in model.modules():
+        if isinstance(part, kind):
+            part.register_forward_hook(lambda *_: seen.append(1))
+    return seen
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_without_reuse_a_cached_network_is_the_network(name):
+    """Bit for bit: at every step if every = 1, and at the first step and without a memory whatever it is."""
+    options, *_, outers = DEEP[name]
+    net = trained(name, classes=3, **options)
+    x, cond = torch.randn(4, 2, 8, 8, generator=stream()), torch.tensor([0, 1, 2, 3])
+    for outer in outers:
+        model, memories = Recurrent(Cached(net, 1, outer)), {1: None, 9: None}
+        for r in torch.linspace(0, 1, 4):
+            s, t, y = r.expand(4), (r / 2).expand(4), (1 - r) * x
+            plain = net(y, s, t, cond)
+            assert torch.equal(model.mean_velocity(y, s, t, cond), plain)
+            for every in memories:
+                got, memories[every] = Cached(net, every, outer).advance(y, s, t, cond, memories[every])
+                assert torch.equal(got, plain) is (every == 1 or bool(r == 0))
+    plain = sample(MeanVelocity(net), x, torch.linspace(0, 1, 6), sampler=Euler(), cond=cond)
+    same = sample(model, x, torch.linspace(0, 1, 6), sampler=RecurrentSteps(), cond=cond)
+    assert (plain - same).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_inner_blocks_are_evaluated_at_every_kth_step(name):
+    options, kind, depth, outers = DEEP[name]
+    net = trained(name, **options)
+    x, seen = torch.randn(2, 2, 8, 8, generator=stream()), blocks_of(net, kind)
+    for outer, cheap in outers.items():
+        seen.clear()
+        sample(Recurrent(Cached(net, 3, outer)), x, torch.linspace(0, 1, 10), sampler=RecurrentSteps())
+        assert len(seen) == 3 * depth + 6 * cheap
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_features_are_reused_as_they_were(name):
+    """Where the state and the time are those of the step before, nothing is lost; elsewhere the outer blocks see the new
+    state, and less is lost the more of them there are."""
+    options, *_, outers = DEEP[name]
+    net = trained(name, **options).requires_grad_(False)
+    x, s, zero = torch.randn(8, 2, 8, 8, generator=stream()), torch.full((8,), 0.3), torch.zeros(8)
+    near, later, lost = x + 0.05 * torch.randn(x.shape, generator=stream(1)), s + 0.02, []
+    for outer in outers:
+        cached = Cached(net, 2, outer)
+        y, memory = cached.advance(x, s, s, None, None)
+        again, _ = cached.advance(x, s, s, None, memory)
+        assert (again - y).abs().max() < 1e-12
+        reused, memory = cached.advance(near, later, later, None, memory)
+        assert not torch.equal(reused, y), "what is told to the outer blocks is new"
+        lost.append(float((reused - net(near, later, later)).square().mean()))
+        assert torch.equal(cached.advance(x, s, zero, None, memory)[0], net(x, s, zero)), "the third step is whole"
+    assert lost == sorted(lost, reverse=True)
+    assert lost[-1] > 0
+
+
+def test_a_cached_network_adopts_weights_and_says_what_it_cannot():
+    net, other = (build("nets", {"name": "dit", "width": 16, "heads": 2}, shape=(2, 8, 8), classes=0) for _ in range(2))
+    cached = Cached(other)
+    cached.adopt(net)
+    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), cached.parameters(), strict=True))
+    with pytest.raises(ValueError, match="net must have blocks that can be left out: a dit or unet; got MLP"):
+        Cached(MLP((3,)))
+    for every, outer in ((0, 1), (2, 3)):
+        with pytest.raises(ValueError, match="every must be at least 1 and outer lie between 0 and 2"):
+            Cached(net, every, outer)
