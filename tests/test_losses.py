@@ -25,6 +25,7 @@ ELSEWHERE = {
     "reflected_score_matching": "its states lie in a box",
     "representation_alignment": "needs an encoder, and a network that gives features",
     "stochastic_interpolant": "needs a map with a denoiser head",
+    "velocity_refiner": "its map takes velocities beside the states",
 }
 LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
 # Losses that draw nothing themselves.

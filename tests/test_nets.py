@@ -23,6 +23,7 @@ SMALL = {
     "unet": {"width": 16, "multipliers": [1, 2], "blocks": 1, "heads": 2},
     "temporal": {"width": 16, "depth": 2, "outputs": 1},
     "gated_span": {"net": {"name": "mlp", "width": 32, "depth": 3}},
+    "cached": {"net": {"name": "dit", "width": 32, "depth": 3, "heads": 2}},
     "block_split": {"net": {"name": "dit", "width": 32, "depth": 2, "heads": 2}, "share": 0.5},
 }
 SHAPE = (2, 8, 8)

@@ -70,6 +70,18 @@ class TrueHeads(TrueNet):
         return both + (features @ self.head).reshape(both.shape)
 
 
+class TrueRefiner(TrueNet):
+    """The exact change b_t(x) - v, for states with velocities v beside them; what stands beside it counts for nothing."""
+
+    def __init__(self, flow, shape):
+        super().__init__(flow, (2 * shape[0], *shape[1:]))
+
+    def forward(self, x, s, t, cond=None):
+        y, v = x.chunk(2, 1)
+        features = torch.tanh(torch.cat([x.flatten(1), s[:, None], t[:, None]], 1) @ self.project)
+        return torch.cat([self.flow.velocity(y, t) - v, v], 1) + (features @ self.head).reshape(x.shape)
+
+
 class Remembering(RecurrentNet):
     """The exact mean velocity of a flow; it remembers how many states it has seen, and where."""
 

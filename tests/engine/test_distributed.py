@@ -14,9 +14,9 @@ from flowmaps.core.sampling import sample
 from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
 from runs import small
 
-# These train networks of images only, of which each leaves a part without gradient.
-IMAGES = ("autoregressive_flow_matching", "feature_residual", "representation_alignment")
-LOSSES = [name for name in names("losses") if name not in IMAGES]
+# These train networks of images only, of which each leaves a part without gradient; or one of twice the channels.
+ELSEWHERE = ("autoregressive_flow_matching", "feature_residual", "representation_alignment", "velocity_refiner")
+LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
 
 CHILD = """
 import sys

@@ -77,6 +77,7 @@ LEFT_OUT = {
     "reflected_score_matching": "a velocity in a box",
     "representation_alignment": "features beside a velocity",
     "stochastic_interpolant": "a denoiser beside a velocity",
+    "velocity_refiner": "corrections of a velocity",
 }
 
 

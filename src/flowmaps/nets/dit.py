@@ -71,12 +71,41 @@ class DiT(nn.Module):
 
         The tokens after each block are appended to `kept`, if that is given.
         """
-        h = self.enter(to_tokens(x, self.patch)) + self.place
+        h = self._entered(x)
         for block, c in zip(self.blocks, told[:-1], strict=True):
             h = block(h, c[:, None])
             if kept is not None:
                 kept.append(h)
-        shift, scale = self.modulation(told[-1])[:, None].chunk(2, -1)
+        return self._left(h, told[-1])
+
+    @property
+    def halfway(self) -> int:
+        """Most blocks at each end that leave one between them."""
+        return (self.depth - 1) // 2
+
+    def reusing(
+        self, x: Tensor, s: Tensor, t: Tensor, cond: Any, outer: int, inner: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The result, and what the blocks between first and last `outer` add to the tokens; or that is given."""
+        c, end = self.embed(s, t, cond), self.depth - outer
+        h = self._through(self._entered(x), c, 0, outer)
+        if inner is None:
+            before, h = h, self._through(h, c, outer, end)
+            inner = h - before
+        else:
+            h = h + inner
+        return self._left(self._through(h, c, end, self.depth), c), inner
+
+    def _entered(self, x: Tensor) -> Tensor:
+        return self.enter(to_tokens(x, self.patch)) + self.place
+
+    def _through(self, h: Tensor, c: Tensor, first: int, end: int) -> Tensor:
+        for block in self.blocks[first:end]:
+            h = block(h, c[:, None])
+        return h
+
+    def _left(self, h: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.modulation(c)[:, None].chunk(2, -1)
         h = self.leave(self.norm(h) * (1 + scale) + shift)
         return to_image(h, self.patch, self.grid, self.outputs)
 

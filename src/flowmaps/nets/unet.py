@@ -1,6 +1,7 @@
 """A convolutional network with skips between equal resolutions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -95,27 +96,64 @@ class UNet(nn.Module):
         What each block makes of the state is appended to `kept`, if that is given.
         """
         c, kept = iter(told), [] if kept is None else kept
-        h = self.enter(x)
-        skips = [h]
-        for layer in self.down:
+        skips = [self.enter(x)]
+        self._descend(self.down, skips, c, kept)
+        h = self._turn(skips[-1], c, kept)
+        return self._left(self._ascend(self.up, h, skips, c, kept))
+
+    @property
+    def halfway(self) -> int:
+        """Number of blocks on the way down."""
+        return len(_blocks(self.down))
+
+    def reusing(
+        self, x: Tensor, s: Tensor, t: Tensor, cond: Any, outer: int, inner: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The result, and what comes up to the last blocks, one per skip of the first `outer`; or that is given."""
+        c, down, up = repeat(self.embed(s, t, cond)), *map(_blocks, (self.down, self.up))
+        first = down[outer - 1] + 1 if outer else 0
+        last = up[-first - 1]
+        skips = [self.enter(x)]
+        self._descend(self.down[:first], skips, c, [])
+        if inner is None:
+            self._descend(self.down[first:], skips, c, [])
+            inner = self._ascend(self.up[:last], self._turn(skips[-1], c, []), skips, c, [])
+        return self._left(self._ascend(self.up[last:], inner, skips, c, [])), inner
+
+    def _descend(
+        self, layers: Iterable[nn.Module], skips: list[Tensor], c: Iterator[Tensor], kept: list[Tensor]
+    ) -> None:
+        for layer in layers:
             if isinstance(layer, Residual):
-                h = layer(h, next(c))
-                kept.append(h)
+                skips.append(layer(skips[-1], next(c)))
+                kept.append(skips[-1])
             else:
-                h = layer(F.avg_pool2d(h, 2))
-            skips.append(h)
+                skips.append(layer(F.avg_pool2d(skips[-1], 2)))
+
+    def _turn(self, h: Tensor, c: Iterator[Tensor], kept: list[Tensor]) -> Tensor:
         kept.append(self.middle[0](h, next(c)))
         kept.append(self.middle[1](self.attention(kept[-1]), next(c)))
-        h = kept[-1]
-        for layer in self.up:
+        return kept[-1]
+
+    def _ascend(
+        self, layers: Iterable[nn.Module], h: Tensor, skips: list[Tensor], c: Iterator[Tensor], kept: list[Tensor]
+    ) -> Tensor:
+        for layer in layers:
             if isinstance(layer, Residual):
                 h = layer(torch.cat([h, skips.pop()], 1), next(c))
                 kept.append(h)
             else:
                 h = layer(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+        return h
+
+    def _left(self, h: Tensor) -> Tensor:
         y = self.leave(F.silu(group_norm(h)))
         return y if self.outputs == 1 else y.unflatten(1, (self.outputs, -1))
 
     def null_condition(self, batch: int) -> Tensor:
         """The null label, or the text of no words, for a batch."""
         return self.labels.null(batch)
+
+
+def _blocks(layers: nn.ModuleList) -> list[int]:
+    return [i for i, layer in enumerate(layers) if isinstance(layer, Residual)]
