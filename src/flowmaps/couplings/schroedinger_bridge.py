@@ -18,7 +18,7 @@ __all__ = ["SchroedingerBridge"]
 
 @dataclass(frozen=True)
 class SchroedingerBridge:
-    """Sources exchanged within the batch by the plan of the Schrödinger bridge, for a path that is a Brownian bridge.
+    """Sources exchanged within the batch by the plan of the Schrödinger bridge, for a Brownian bridge as path.
 
     Of all processes with the two laws at its ends, the Schrödinger bridge is the one nearest to Brownian motion sigma
     W: a mixture of the Brownian bridges I_t = (1 - t) x0 + t x1 + sigma sqrt(t (1 - t)) z between ends that are paired

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..core.calculus import Central, Exact, d_dt
 from ..core.flow_map import FlowMap
 from ..core.random import fold_in, normal, uniform
+from ..core.types import NoSource
 from ..flow import Flow, load
 from .config import Config, ConfigError, resolve_config, write_config
 from .objects import build_optimizer, build_step, open_data
@@ -50,7 +51,11 @@ def dry_run(config: Config) -> str:
     memory = 3 * weights + states + kept / count * config["batch"]  # weights, gradient, average; optimizer; activations
     disk = (config["save"]["keep"] + 1) * (2 * weights + states)
     free = shutil.disk_usage(Path.cwd()).free
-    error = tangent_error(flow.model, *flow.starting(count))
+    try:
+        begun = flow.starting(count)
+    except NoSource:
+        begun = flow.space.encode(x), labels
+    error = tangent_error(flow.model, *begun)
     if not error < TOLERANCE:
         raise ConfigError(
             f"the exact derivative of the network must agree with a central difference; it is off by {error:.2g}, "
