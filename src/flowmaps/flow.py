@@ -51,6 +51,7 @@ class Flow:
         classes: number of labels, 0 for none.
         config: the configuration of the run it comes from, if any.
         condition: makes what the network is told from what comes with the data.
+        run: carries a batch through the steps of a sampler, as core.sampling.sample does; see `compiled`.
     """
 
     model: FlowMap
@@ -61,6 +62,7 @@ class Flow:
     classes: int = 0
     config: Mapping[str, Any] | None = None
     condition: Conditioner = Label()
+    run: Callable[..., Tensor] = sample
 
     @staticmethod
     def built(config: Mapping[str, Any], shape: Sequence[int], classes: int) -> "Flow":
@@ -117,11 +119,24 @@ class Flow:
         times = self.times(steps, grid, sampler=step, guidance=guidance)
         parts: list[Tensor] = []
         for x0, told, generator in self._starts(n, label, seed, first, batch, cond):
-            x = sample(model, x0, times, sampler=step, cond=told, generator=generator)
+            x = self.run(model, x0, times, sampler=step, cond=told, generator=generator)
             parts.append(self.space.decode(self.space.constrain(x)))
             if callback is not None:
                 callback(sum(map(len, parts)))
         return torch.cat(parts)
+
+    def compiled(self, backend: str = "inductor") -> "Flow":
+        """The same flow, whose `sample` runs all steps as one compiled graph when the same is asked again.
+
+        Pays when many batches of one shape are sampled in one way: the first is sampled eagerly, and with the second
+        the compiler takes its time. Keep what is returned, it holds the graphs.
+
+        Args:
+            backend: of the compiler.
+        """
+        from .engine.compiled import CompiledSampling  # the compiler is slow to import
+
+        return dataclasses.replace(self, run=CompiledSampling(backend))
 
     @torch.no_grad()
     def sample_to_tolerance(

@@ -17,6 +17,7 @@ from flowmaps.core.recurrent import Recurrent
 from flowmaps.core.sampling import Euler, Heun, Jump, RungeKutta4, sample
 from flowmaps.core.types import Pair
 from flowmaps.couplings.independent import Independent
+from flowmaps.engine.compiled import CompileError
 from flowmaps.flow import Flow
 from flowmaps.guidance.cfg import CFG
 from flowmaps.interpolants.trigonometric import Trigonometric
@@ -399,3 +400,46 @@ def test_a_cached_network_adopts_weights_and_says_what_it_cannot():
     for every, outer in ((0, 1), (2, 3)):
         with pytest.raises(ValueError, match="every must be at least 1 and outer lie between 0 and 2"):
             Cached(net, every, outer)
+
+
+# Sampling through the compiler
+
+
+def small_flow():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = MLP((3,), classes=3, width=8, depth=2)
+    return Flow(MeanVelocity(net), Linear(), Independent(), Euclidean(), (3,), 3)
+
+
+@pytest.mark.parametrize("sampler", ["flow_turbo", "gamma"])
+def test_compiled_samples_are_the_eager_ones(sampler):
+    """For each shape of the batch, with conditions, guidance and fresh noise; a graph is made once."""
+    torch._dynamo.reset()
+    flow = small_flow()
+    fast, options = flow.compiled("eager"), {"sampler": sampler, "guidance": 2.0, "batch": 3}
+    for seed in (0, 1):
+        want, got = (f.sample(5, 3, seed=seed, **options) for f in (flow, fast))
+        assert (want - got).abs().max() < 1e-12, "rounding"
+    assert sorted(kind[0][0] for kind in fast.run.recorders) == [2, 3]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert torch.equal(fast.sample(5, 3, seed=1, **options), got)
+
+
+@pytest.mark.slow  # the compiler takes its time
+def test_sampling_through_inductor():
+    torch._dynamo.reset()
+    flow = small_flow()
+    fast = flow.compiled()
+    fast.sample(4, 2, sampler="flow_turbo")
+    want, got = (f.sample(4, 2, seed=1, sampler="flow_turbo") for f in (flow, fast))
+    assert (want - got).abs().max() < 1e-12, "rounding"
+
+
+def test_what_cannot_be_compiled_says_so():
+    fast = small_flow().compiled("eager")
+    fast.sample(2, 1, sampler="dormand_prince")
+    with pytest.raises(CompileError, match="must take the same course whatever it sees; DormandPrince does not"):
+        fast.sample(2, 1, sampler="dormand_prince")
+    with pytest.raises(TypeError, match="makes its own tape"):
+        fast.run(fast.model, torch.zeros(2, 3), torch.linspace(0, 1, 2), generator=Tape([], []))

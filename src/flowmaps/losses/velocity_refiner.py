@@ -24,9 +24,10 @@ __all__ = ["VelocityRefiner"]
 class VelocityRefiner:
     """Regress the change of a teacher's velocity along its Euler step, for the sampler "flow_turbo".
 
-    E |v + r_t([y, v]) - b_t(y)|^2 with v = b_s(I_s), y = I_s + (t - s) v and t - s uniform up to `longest`: the model r
-    sees states with velocities beside them, so that its network has twice the channels of the flow; in a table,
-    net = {shape = [2 C, H, W]}. One transformer block is enough for the paper.
+    E |v + r_t([y, v]) - b_t(y)|^2 with v = b_s(I_s), y = I_s + (t - s) v and t - s uniform up to `longest`. The model r
+    sees states with velocities beside them: its network has twice the channels of the flow, and may be small, in the
+    paper one block of the teacher's 28. No samples can be drawn from it alone, as runs of the command line would: train
+    it in Python.
 
     Args:
         teacher: the flow map whose velocity is refined, with guidance if it will be sampled with it.
