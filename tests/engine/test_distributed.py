@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import small
 
 from flowmaps.build import build, names
 from flowmaps.core.random import fold_in
 from flowmaps.core.sampling import sample
 from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
-from runs import small
 
 # These train networks of images only, of which each leaves a part without gradient; or one of twice the channels.
 ELSEWHERE = ("autoregressive_flow_matching", "feature_residual", "representation_alignment", "velocity_refiner")

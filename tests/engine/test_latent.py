@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from runs import small, train_quickly
 
 from flowmaps.core.random import fold_in
 from flowmaps.engine.autoencoder import train_autoencoder
@@ -13,7 +14,6 @@ from flowmaps.engine.config import ConfigError, resolve_config
 from flowmaps.engine.dry_run import dry_run
 from flowmaps.engine.objects import build_step, open_data
 from flowmaps.flow import Flow, load
-from runs import small, train_quickly
 
 TINY = {"name": "convolutional", "width": 8, "channels": 2}
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from runs import same, small, train_quickly
 
 from flowmaps.build import build
 from flowmaps.core.chain import Chain
@@ -23,7 +24,6 @@ from flowmaps.flow import Flow, load
 from flowmaps.nets.mlp import MLP
 from flowmaps.oracles.mixture import Mixture
 from flowmaps.spaces.euclidean import Euclidean
-from runs import same, small, train_quickly
 
 
 def test_a_recipe_restores_by_a_function_of_ones_own(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from runs import same, small, train_quickly
 from torch import nn
 from truth import gaussian
 
@@ -37,7 +38,6 @@ from flowmaps.guidance.told import Told
 from flowmaps.nets.mlp import MLP
 from flowmaps.spaces.euclidean import Euclidean
 from flowmaps.weightings.learned import Learned
-from runs import same, small, train_quickly
 
 
 def test_order_shows_every_datum_once_a_pass_and_resumes_anywhere():
