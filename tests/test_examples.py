@@ -46,6 +46,7 @@ INSTAFLOW = (
 )
 
 
+@pytest.mark.slow
 def test_instaflow_runs(tmp_path):
     text = python(ROOT / "examples" / "instaflow.py", "--steps", 3, "--pairs", 64, "--test", 100, cwd=tmp_path)
     assert re.search(INSTAFLOW, text, re.DOTALL)
@@ -64,6 +65,7 @@ def test_instaflow_makes_one_step_of_a_guided_text_to_point_flow(tmp_path):
 PLANS = r"recorded.* ([\d.]+)\n" + r".*scale (?:\d) +([\d.]+)\n" * 6
 
 
+@pytest.mark.slow
 def test_planning_runs(tmp_path):
     text = python(ROOT / "examples" / "planning.py", "--steps", 3, "--walks", 5, cwd=tmp_path)
     assert re.search(PLANS, text)

@@ -157,14 +157,12 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
         if "error" in row:
             lines.setdefault((row["sampler"], row["grid"]), {})[row["evaluations"]] = row
 
-    def cells(each: Mapping[int, Mapping[str, Any]], what: str) -> dict[str, str]:
-        return {f"{what} {n}": f"{each[n][what]:.3g}" if n in each else "" for n in EVALUATIONS}
+    def cells(each: Mapping[int, Mapping[str, Any]], what: str, at: Sequence[int]) -> dict[str, str]:
+        return {f"{what} {n}": f"{each[n][what]:.3g}" if n in each else "" for n in at}
 
     ranked = sorted(lines.items(), key=lambda item: item[1].get(10, {}).get("error", math.inf))
     return [
-        {"sampler": s, "grid": g}
-        | cells(each, "error")
-        | cells({k: v for k, v in each.items() if k in (5, 10)}, "energy")
+        {"sampler": s, "grid": g} | cells(each, "error", EVALUATIONS) | cells(each, "energy", (5, 10))
         for (s, g), each in ranked
     ]
 

@@ -1,0 +1,202 @@
+"""Other ways to train a flow against the plain one: contrast, a chain of flows, blocks of time, latents.
+
+python benchmarks/systems.py [--part contrast|chain|blocks|latent]
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowmaps.bench.harness import Training, over_seeds, train, write
+from flowmaps.build import build
+from flowmaps.core.chain import Chain
+from flowmaps.core.flow_map import EulerMap, FlowMap, Integrated, MeanVelocity
+from flowmaps.core.random import fold_in
+from flowmaps.core.recurrent import Recurrent
+from flowmaps.core.sampling import Euler, RungeKutta4, sample
+from flowmaps.couplings.independent import Independent
+from flowmaps.couplings.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from flowmaps.data.digits import digits
+from flowmaps.engine.autoencoder import train_autoencoder
+from flowmaps.engine.config import find_recipe, override, read_config, resolve_config
+from flowmaps.engine.train import train as run
+from flowmaps.flow import load
+from flowmaps.losses.contrastive_flow_matching import ContrastiveFlowMatching
+from flowmaps.losses.flow_matching import FlowMatching
+from flowmaps.metrics.energy_distance import energy_distance
+from flowmaps.metrics.sliced_wasserstein import sliced_wasserstein
+from flowmaps.oracles.mixture import Mixture
+
+SEEDS, POINTS = 3, 2000
+ABOUT = {
+    "contrast": """# Contrastive flow matching, its bias, and the bias undone
+
+Eight Gaussians around (1, 1), MLP of width 128, 400,000 images. velocity: error of the velocity at states of the path
+against the exact one, relative root mean square; against biased: the same against (v - c w) / (1 - c), where the loss
+is minimal, c its contrast; energy: of 32 Euler steps, over the floor.""",
+    "chain": """# Local flow matching against one network of as many weights
+
+Eight Gaussians; a chain of three flows of width 72, each of a third of the images, against one of width 128 of all
+400,000. Links of Ornstein-Uhlenbeck steps of time .3, .6, and the rest to N(0, I). Energy distance over its floor and
+sliced W2 after as many Euler steps in all.""",
+    "blocks": """# Blocks of time against one network of as much work
+
+Digits, 100,000 images. blockwise: 2 blocks of trunk and 2 for each of 4 segments, dit: 4 blocks; width 96. FLOPs of an
+evaluation of one image, in millions; energy distance to held-out digits over its floor, after N Euler steps.""",
+    "latent": """# Latents against pixels at equal seconds
+
+Digits, class by class, MLP of width 256, the same processor seconds of training each; the latents' include those of the
+autoencoder. Energy distance to held-out digits over its floor after N steps of Heun; autoencoder: that of decoded
+held-out digits.""",
+}
+
+
+def ring(centre: float = 0.0) -> Mixture:
+    angle = torch.arange(8) * math.pi / 4
+    return Mixture(2 * torch.stack([angle.cos(), angle.sin()], 1) + centre, 0.15)
+
+
+def mlp(width: int) -> FlowMap:
+    return MeanVelocity(build("nets", {"name": "mlp", "width": width, "depth": 4}, shape=(2,), classes=0))
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float(((a - b).square().sum() / b.square().sum()).sqrt())
+
+
+@torch.no_grad()
+def contrast(seed: int) -> list[dict]:
+    """How far a contrastive velocity is from the marginal one, and from what its loss is minimal at."""
+    flow, rows = ring(1.0), []
+    data, other, x0 = (
+        flow.sample(POINTS, fold_in(1)),
+        flow.sample(POINTS, fold_in(2)),
+        torch.randn(POINTS, 2, generator=fold_in(5)),
+    )
+    t = torch.rand(POINTS, generator=fold_in(3))
+    x = (1 - t)[:, None] * torch.randn(POINTS, 2, generator=fold_in(4)) + t[:, None] * other
+    exact, mean, floor = flow.velocity(x, t), torch.ones(2), energy_distance(data, other)
+    for c in (0.0, 0.05, 0.3):
+        loss = ContrastiveFlowMatching(c)
+        with torch.enable_grad():
+            torch.manual_seed(seed)
+            model = train(loss, flow.sample, shape=(2,), images=400_000, seed=seed, net=mlp(128)).model
+        for name, made in (("as trained", model), ("bias undone", loss.unbiased(model, mean))):
+            y = sample(EulerMap(made), x0, torch.linspace(0, 1, 33), sampler=Euler())
+            row = {"method": f"contrast {c:g}, {name}", "seed": seed, "velocity": relative(made.velocity(x, t), exact)}
+            row["against biased"] = relative(made.velocity(x, t), (exact - c * mean) / (1 - c))
+            rows.append(row | {"energy": energy_distance(y, data) / floor})
+    return rows
+
+
+@torch.no_grad()
+def chain(seed: int) -> list[dict]:
+    """Three short flows, each on the data that the one before carried back, against one long one."""
+    flow, rows, steps = ring(), [], (0.3, 0.6, None)
+    data, other = flow.sample(POINTS, fold_in(1)), flow.sample(POINTS, fold_in(2))
+    x0, floor = torch.randn(POINTS, 2, generator=fold_in(5, seed)), energy_distance(data, other)
+    stored, links = flow.sample(100_000, fold_in(6, seed)), []
+    torch.manual_seed(seed)
+    with torch.enable_grad():
+        one = train(FlowMatching(), flow.sample, shape=(2,), images=400_000, seed=seed, net=mlp(128)).model
+    for k, step in enumerate(steps):
+        coupling = Independent() if step is None else OrnsteinUhlenbeck(step)
+        draw = lambda n, g, stored=stored: stored[torch.randint(len(stored), (n,), generator=g)]  # noqa: E731
+        torch.manual_seed(seed + 10 * k)
+        with torch.enable_grad():
+            link = train(
+                FlowMatching(), draw, shape=(2,), images=133_333, seed=seed, net=mlp(72), coupling=coupling
+            ).model
+        links.insert(0, link)
+        stored = sample(EulerMap(link), stored, torch.linspace(1, 0, 9), sampler=RungeKutta4())
+    size = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+    for name, parts in (("one network", [one]), ("chain", links)):
+        row = {"method": name, "seed": seed, "weights": sum(map(size, parts))}
+        for n in (3, 6, 12, 24):
+            solved = Chain([Integrated(EulerMap(part), Euler(), n // len(parts)) for part in parts])
+            y = solved(x0, torch.zeros(POINTS), torch.ones(POINTS))
+            row |= {f"energy {n}": energy_distance(y, data) / floor, f"sliced W2 {n}": sliced_wasserstein(y, data)}
+        rows.append(row)
+    return rows
+
+
+@torch.no_grad()
+def blocks(seed: int) -> list[dict]:
+    """A stack of blocks for each segment of time against one for all."""
+    images, held, rows = digits().x, digits("test").x, []
+    floor = energy_distance(images, held)
+    x0 = torch.randn(1000, 1, 8, 8, generator=fold_in(5, seed))
+    nets = {
+        "blockwise_dit": {"width": 96, "heads": 4, "segments": 4, "trunk": 2, "depth": 2, "residual": 1, "rank": 24},
+        "dit": {"width": 96, "heads": 4, "depth": 4},
+    }
+    for name, options in nets.items():
+        torch.manual_seed(seed)
+        net = build("nets", {"name": name, **options}, shape=(1, 8, 8), classes=0)
+        model = Recurrent(net) if name == "blockwise_dit" else MeanVelocity(net)
+        draw = lambda n, g: images[torch.randint(len(images), (n,), generator=g)]  # noqa: E731
+        with torch.enable_grad():
+            made = train(
+                FlowMatching(), draw, shape=(1, 8, 8), images=100_000, seed=seed, net=model, training=Training(64, 1e-3)
+            )
+        with FlopCounterMode(display=False) as flops:
+            made.model.velocity(x0[:1], torch.full((1,), 0.3))
+        row = {"method": name, "seed": seed, "million FLOPs": flops.get_total_flops() / 1e6}
+        row["ms per training step"] = 1000 * made.seconds / made.steps
+        for n in (4, 8, 16, 32):
+            y = sample(EulerMap(made.model), x0, torch.linspace(0, 1, n + 1), sampler=Euler())
+            row[f"energy {n}"] = energy_distance(y, held) / floor
+        rows.append(row)
+    return rows
+
+
+def latent(seed: int, seconds: float = 60.0) -> list[dict]:
+    """A flow of latents, its autoencoder's training counted, against one of pixels."""
+    rows, data, held = [], digits().x, digits("test").x
+    floor, plain = energy_distance(data, held), read_config(find_recipe("digits"))
+    plain = override(plain, ["loss=flow_matching", "net.width=256", "batch=256", f"seed={seed}"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = f"{folder}/autoencoder.pt"
+        inside = override(
+            plain, ["space.name=latent", "space.autoencoder.name=convolutional", f"space.autoencoder.path={file}"]
+        )
+        began = time.process_time()
+        train_autoencoder(resolve_config(inside), images=60_000, quiet=True)
+        spent = {"pixels": 0.0, "latents": time.process_time() - began}
+        for name, config in (("pixels", plain), ("latents", inside)):
+            trial = time.process_time()
+            run(override(config, ["images=50_000"]), Path(folder) / f"{name}-trial", quiet=True)
+            images = int(50_000 * (seconds - spent[name]) / (time.process_time() - trial))
+            flow = load(run(override(config, [f"images={images}"]), Path(folder) / name, quiet=True))
+            row = {"method": name, "seed": seed, "images": images, "autoencoder seconds": spent[name]}
+            with torch.no_grad():
+                decoded = flow.space.decode(flow.space.encode(held, generator=fold_in(1)))
+            row["autoencoder"] = energy_distance(decoded, held) / floor
+            for n in (2, 4, 8, 16):
+                row[f"energy {n}"] = energy_distance(flow.sample(1000, n, sampler="heun"), held) / floor
+            rows.append(row)
+    return rows
+
+
+PARTS = {"contrast": contrast, "chain": chain, "blocks": blocks, "latent": latent}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--part", choices=PARTS)
+    asked = parser.parse_args().part
+    torch.set_num_threads(1)
+    out = Path(__file__).parent / "systems"
+    for part in PARTS if asked is None else (asked,):
+        rows = [row for seed in range(SEEDS) for row in PARTS[part](seed)]
+        write(out, part, rows, over_seeds(rows, "method"), ABOUT[part])
+
+
+if __name__ == "__main__":
+    main()
