@@ -95,50 +95,45 @@ class UNet(nn.Module):
 
         What each block makes of the state is appended to `kept`, if that is given.
         """
-        c, kept = iter(told), [] if kept is None else kept
-        skips = [self.enter(x)]
-        self._descend(self.down, skips, c, kept)
-        h = self._turn(skips[-1], c, kept)
-        return self._left(self._ascend(self.up, h, skips, c, kept))
+        skips, kept = [self.enter(x)], [] if kept is None else kept
+        return self._left(self._inner(0, len(self.up), skips, iter(told), kept))
 
     @property
     def halfway(self) -> int:
         """Number of blocks on the way down."""
-        return len(_blocks(self.down))
+        return sum(isinstance(layer, Residual) for layer in self.down)
 
     def reusing(
         self, x: Tensor, s: Tensor, t: Tensor, cond: Any, outer: int, inner: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The result, and what comes up to the last blocks, one per skip of the first `outer`; or that is given."""
-        c, down, up = repeat(self.embed(s, t, cond)), *map(_blocks, (self.down, self.up))
+        down, up = ([i for i, layer in enumerate(way) if isinstance(layer, Residual)] for way in (self.down, self.up))
         first = down[outer - 1] + 1 if outer else 0
-        last = up[-first - 1]
-        skips = [self.enter(x)]
+        last, skips, c = up[-first - 1], [self.enter(x)], repeat(self.embed(s, t, cond))
         self._descend(self.down[:first], skips, c, [])
         if inner is None:
-            self._descend(self.down[first:], skips, c, [])
-            inner = self._ascend(self.up[:last], self._turn(skips[-1], c, []), skips, c, [])
+            inner = self._inner(first, last, skips, c, [])
         return self._left(self._ascend(self.up[last:], inner, skips, c, [])), inner
 
-    def _descend(
-        self, layers: Iterable[nn.Module], skips: list[Tensor], c: Iterator[Tensor], kept: list[Tensor]
-    ) -> None:
-        for layer in layers:
+    def _inner(self, first: int, last: int, skips: list[Tensor], c: Iterator[Tensor], kept: list[Tensor]) -> Tensor:
+        """From before the layer `first` on the way down to before the layer `last` on the way up."""
+        self._descend(self.down[first:], skips, c, kept)
+        kept.append(self.middle[0](skips[-1], next(c)))
+        kept.append(self.middle[1](self.attention(kept[-1]), next(c)))
+        return self._ascend(self.up[:last], kept[-1], skips, c, kept)
+
+    def _descend(self, way: Iterable[nn.Module], skips: list[Tensor], c: Iterator[Tensor], kept: list[Tensor]) -> None:
+        for layer in way:
             if isinstance(layer, Residual):
                 skips.append(layer(skips[-1], next(c)))
                 kept.append(skips[-1])
             else:
                 skips.append(layer(F.avg_pool2d(skips[-1], 2)))
 
-    def _turn(self, h: Tensor, c: Iterator[Tensor], kept: list[Tensor]) -> Tensor:
-        kept.append(self.middle[0](h, next(c)))
-        kept.append(self.middle[1](self.attention(kept[-1]), next(c)))
-        return kept[-1]
-
     def _ascend(
-        self, layers: Iterable[nn.Module], h: Tensor, skips: list[Tensor], c: Iterator[Tensor], kept: list[Tensor]
+        self, way: Iterable[nn.Module], h: Tensor, skips: list[Tensor], c: Iterator[Tensor], kept: list[Tensor]
     ) -> Tensor:
-        for layer in layers:
+        for layer in way:
             if isinstance(layer, Residual):
                 h = layer(torch.cat([h, skips.pop()], 1), next(c))
                 kept.append(h)
@@ -153,7 +148,3 @@ class UNet(nn.Module):
     def null_condition(self, batch: int) -> Tensor:
         """The null label, or the text of no words, for a batch."""
         return self.labels.null(batch)
-
-
-def _blocks(layers: nn.ModuleList) -> list[int]:
-    return [i for i, layer in enumerate(layers) if isinstance(layer, Residual)]
