@@ -33,7 +33,6 @@ bench: bench-family
 	$(BIN)/python benchmarks/residuals.py
 	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/likelihood.py
-	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/checkerboard.py
 
