@@ -44,8 +44,9 @@ class Bottleneck:
     Source: Tian, Xia, Ren, Lin & others, Training-free diffusion acceleration with bottleneck sampling, 2025,
         arXiv:2503.18940: high, low, high; noise reintroduction; scheduler re-shifting. Steps of the stages: as
         Jeong, Lee, Seo & Chun, Upsample what matters, 2025, arXiv:2507.08422, Appendix B, set them for it.
-    Differs: where stages start and by how much they are shifted was tuned there for each model; the defaults are ours.
-        Latents resampled by Lanczos filters would be "bicubic" here.
+    Differs: where stages start, how their times are shifted and images resampled was tuned there for each model; the
+        defaults are ours. That a stage goes to the data is, with Euler's steps on the linear path, to end it earlier
+        and predict the data from there.
     """
 
     sampler: Sampler = Euler()
