@@ -61,6 +61,16 @@ def copy_package(folder: Path) -> Path:
     return copy
 
 
+def listed() -> list[Mutation]:
+    """All mutations of the list."""
+    return read((ROOT / "tests" / "mutations.txt").read_text("utf-8"))
+
+
+def fits(mutation: Mutation) -> bool:
+    """Whether the old text occurs exactly once, and tests are named."""
+    return (PACKAGE / mutation.file).read_text("utf-8").count(mutation.old) == 1 and bool(mutation.tests)
+
+
 def check_import() -> None:
     """Python must import the copy, or nothing here would mean anything."""
     with tempfile.TemporaryDirectory() as folder:
@@ -94,8 +104,8 @@ def main() -> None:
     """Read the list, check it, run it, and count."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default="", metavar="SUBSTRING", help="those whose file, text or tests contain it")
-    only, every = parser.parse_args().only, read((ROOT / "tests" / "mutations.txt").read_text("utf-8"))
-    stale = [m for m in every if (PACKAGE / m.file).read_text("utf-8").count(m.old) != 1 or not m.tests]
+    only, every = parser.parse_args().only, listed()
+    stale = [m for m in every if not fits(m)]
     for m in stale:
         print(f"stale: the old text must occur exactly once, and tests be named: {m}")
     chosen = [m for m in every if only in "\n".join((m.file, m.old, m.new, m.tests))]

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from mutate import fits, listed
 
 import flowmaps
 from flowmaps.build import find, kinds, names
@@ -159,3 +160,7 @@ def test_starting_is_quick_and_pulls_nothing_heavy():
 def test_wrong_attribute():
     with pytest.raises(AttributeError, match="has no attribute 'lod'"):
         flowmaps.lod  # noqa: B018
+
+
+def test_every_mutation_fits_the_code_it_breaks():
+    assert not [m for m in listed() if not fits(m)]
