@@ -301,7 +301,7 @@ def overview(out: Path, unit: str, value: int) -> None:
         commits |= {row["commit"] for row in rows}
         what = "error" if any("error 1" in row for row in rows) else "energy"
         for k in OVERVIEW if rows else ():
-            kept = [row for row in rows if f"{what} {k}" in row and not row["diverged"]]
+            kept = [row for row in rows if f"{what} {k}" in row and not row.get("diverged")]
             columns[f"{name} {k}"] = {
                 m: fmean(row[f"{what} {k}"] for row in kept if row["loss"] == m)
                 for m in losses
