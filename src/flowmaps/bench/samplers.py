@@ -63,7 +63,8 @@ class Field:
 @cache
 def field(name: str) -> Field:
     """The flow of that name, solved once per process."""
-    work = works()[name]()
+    with torch.enable_grad():  # the flow of the digits is trained here
+        work = works()[name]()
     flow = EulerMap(work.flow)
     shape = work.draw(1, fold_in(0)).shape[1:]
     x0 = torch.randn(POINTS, *shape, generator=fold_in(100))
