@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flowmaps.bench import family
+from flowmaps.bench import family, samplers, training
 from flowmaps.bench.harness import Training, over_seeds, read_rows, train, write_rows
 from flowmaps.build import build
 from flowmaps.oracles.gaussian import Gaussian
@@ -50,6 +50,33 @@ def test_diverged_trainings_are_counted_and_left_out_of_the_mean():
     ]
     assert over_seeds(rows, "loss") == [{"loss": "a", "error 1": "0.200 ± 0.141", "diverged": "1 of 3"}]
     assert over_seeds(rows[2:], "loss") == [{"loss": "a", "error 1": "", "diverged": "1 of 1"}]
+
+
+@pytest.mark.slow
+def test_samplers_are_compared_at_equal_evaluations(tmp_path):
+    samplers.run(tmp_path, data=["eight_gaussians"], asked=["euler", "runge_kutta4"])
+    rows = {(r["sampler"], r["grid"], r["evaluations"]): r for r in read_rows(tmp_path / "eight_gaussians.csv")}
+    assert rows["euler", "uniform", 10]["steps"] == 10
+    assert rows["runge_kutta4", "uniform", 10]["used"] == 8, "two steps of four"
+    assert ("runge_kutta4", "uniform", 3) not in rows, "one step costs four"
+    errors = [rows["euler", "uniform", n]["error"] for n in (3, 5, 10, 20)]
+    assert errors == sorted(errors, reverse=True)
+    assert "| runge_kutta4 | uniform |  | " in (tmp_path / "eight_gaussians.md").read_text()
+    assert (tmp_path / "eight_gaussians.png").exists()
+    with pytest.raises(ValueError, match="there is no flow 'nothing' to sample"):
+        samplers.run(tmp_path, data=["nothing"])
+
+
+@pytest.mark.slow
+def test_couplings_and_laws_are_compared_at_equal_images(tmp_path):
+    methods = ["semidiscrete_ot", "learned", "norm_aligned", "reflow", "mode"]
+    training.run(tmp_path, data=["eight_gaussians"], asked=methods, seeds=1, images=512)
+    rows = read_rows(tmp_path / "eight_gaussians.csv")
+    assert [row["method"] for row in rows] == methods
+    assert not any("failed" in row for row in rows)
+    assert all(row["energy many"] > 0 and row["own error 8"] > 0 for row in rows)
+    with pytest.raises(ValueError, match="there is no 'nothing' to train with"):
+        training.run(tmp_path, asked=["nothing"])
 
 
 def test_the_overview_ranks_by_one_step_and_marks_the_best(tmp_path):

@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
-BENCHMARKS = ("family", "samplers")
+BENCHMARKS = ("family", "samplers", "training")
 
 
 def bench(
     name: Annotated[
-        str, typer.Argument(help="family: every loss at equal work. samplers: every sampler on every grid.")
+        str,
+        typer.Argument(
+            help="family: every loss at equal work. samplers: every sampler on every grid. "
+            "training: couplings and laws of time."
+        ),
     ] = "family",
     seconds: Annotated[int, typer.Option(help="Processor time of each training; 60 if no images are given.")] = 0,
     images: Annotated[int, typer.Option(help="Images each training sees; with seconds, measured at both.")] = 0,
@@ -34,6 +38,11 @@ def bench(
         from ..bench import samplers
 
         samplers.run(folder, asked=asked, data=chosen)
+        return
+    if name == "training":
+        from ..bench import training
+
+        training.run(folder, asked=asked, data=chosen, seeds=seeds, images=images or 400_000)
         return
     from ..bench import family
 
