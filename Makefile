@@ -35,6 +35,12 @@ bench: bench-family
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/cost.py
 	$(BIN)/python benchmarks/checkerboard.py
+	$(BIN)/flowmaps bench samplers
+	$(BIN)/flowmaps bench training
+	$(BIN)/python benchmarks/data_prediction.py
+	$(BIN)/python benchmarks/effects.py
+	$(BIN)/python benchmarks/systems.py
+	$(BIN)/python benchmarks/accelerators.py
 
 # Every loss at equal seconds, and at equal images.
 bench-family: .venv/.core

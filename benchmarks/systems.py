@@ -43,7 +43,7 @@ is minimal, c its contrast; energy: of 32 Euler steps, over the floor.""",
     "chain": """# Local flow matching against one network of as many weights
 
 Eight Gaussians; a chain of three flows of width 72, each of a third of the images, against one of width 128 of all
-400,000. Links of Ornstein-Uhlenbeck steps of time .3, .6, and the rest to N(0, I). Energy distance over its floor and
+1,200,000. Links of Ornstein-Uhlenbeck steps of time .3, .6, and the rest to N(0, I). Energy distance over its floor and
 sliced W2 after as many Euler steps in all.""",
     "blocks": """# Blocks of time against one network of as much work
 
@@ -104,14 +104,14 @@ def chain(seed: int) -> list[dict]:
     stored, links = flow.sample(100_000, fold_in(6, seed)), []
     torch.manual_seed(seed)
     with torch.enable_grad():
-        one = train(FlowMatching(), flow.sample, shape=(2,), images=400_000, seed=seed, net=mlp(128)).model
+        one = train(FlowMatching(), flow.sample, shape=(2,), images=1_200_000, seed=seed, net=mlp(128)).model
     for k, step in enumerate(steps):
         coupling = Independent() if step is None else OrnsteinUhlenbeck(step)
         draw = lambda n, g, stored=stored: stored[torch.randint(len(stored), (n,), generator=g)]  # noqa: E731
         torch.manual_seed(seed + 10 * k)
         with torch.enable_grad():
             link = train(
-                FlowMatching(), draw, shape=(2,), images=133_333, seed=seed, net=mlp(72), coupling=coupling
+                FlowMatching(), draw, shape=(2,), images=400_000, seed=seed, net=mlp(72), coupling=coupling
             ).model
         links.insert(0, link)
         stored = sample(EulerMap(link), stored, torch.linspace(1, 0, 9), sampler=RungeKutta4())
