@@ -160,7 +160,7 @@ def latent(seed: int, seconds: float = 60.0) -> list[dict]:
     """A flow of latents, its autoencoder's training counted, against one of pixels."""
     rows, data, held = [], digits().x, digits("test").x
     floor, plain = energy_distance(data, held), read_config(find_recipe("digits"))
-    plain = override(plain, ["loss=flow_matching", "net.width=256", "batch=256", f"seed={seed}"])
+    plain = override(plain, ["loss=flow_matching", "net.width=256", "batch=256", "evaluate=false", f"seed={seed}"])
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/autoencoder.pt"
         inside = override(
