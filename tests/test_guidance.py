@@ -8,7 +8,7 @@ import torch
 from truth import eight_gaussians, stream
 
 from flowmaps.build import build, find, names
-from flowmaps.core.flow_map import EulerMap, FlowMap
+from flowmaps.core.flow_map import EulerMap, FlowMap, MeanVelocity
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.sampling import Heun, RungeKutta4, sample
 from flowmaps.guidance.minority import minority_ranks, minority_score
@@ -255,6 +255,28 @@ def test_jumps_across_a_switch_are_the_flow(name):
     u = (s + t) / 2
     assert (steered(steered(x, s, u, cond), u, t, cond) - steered(x, s, t, cond)).abs().max() < 1e-12
     assert not torch.allclose(got, model.mean_velocity(x, s, t, cond), atol=0.05)
+
+
+def test_interval_under_autocast():
+    net = torch.nn.Linear(3, 3).float()
+    model = MeanVelocity(_Told(net))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        y = build("guidance", "interval", model=model)(
+            torch.ones(4, 3).float(), torch.zeros(4).float(), torch.ones(4).float()
+        )
+    assert y.isfinite().all()
+
+
+class _Told(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x, s, t, cond=None):
+        return self.net(x)
+
+    def null_condition(self, batch):
+        return None
 
 
 def test_interval_guides_inside_and_evaluates_once_outside():

@@ -8,15 +8,16 @@ import torch
 from truth import SHAPES, Remembering, eight_gaussians, gaussian, slope, stream
 
 from flowmaps.build import build, names
-from flowmaps.core.flow_map import Counted, EulerMap
+from flowmaps.core.flow_map import Counted, EulerMap, MeanVelocity
 from flowmaps.core.interpolant import Linear
-from flowmaps.core.random import Tape
+from flowmaps.core.random import Tape, TapeError
 from flowmaps.core.recurrent import Recurrent
 from flowmaps.core.sampling import Euler, Heun, sample
 from flowmaps.guidance.cfg import CFG
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.oracles._reference import Extrapolated
 from flowmaps.samplers.adams_bashforth import AdamsBashforth
+from flowmaps.samplers.dormand_prince import DormandPrince
 from flowmaps.samplers.dpm_solver_pp import DPMSolverPP
 from flowmaps.samplers.dualfast import DualFast
 from flowmaps.samplers.edm_stochastic import EDMStochastic
@@ -508,3 +509,48 @@ def test_dualfast_makes_up_for_few_steps_and_a_blurred_field():
     assert median(flow, 10, 0.2) < 0.9 * median(flow, 10, 0.0)
     assert median(EulerMap(blurred), 50, 0.2) < 0.9 * median(EulerMap(blurred), 50, 0.0)
     assert median(flow, 200, 0.2) > 1.5 * median(flow, 200, 0.0)
+
+
+@pytest.mark.parametrize("spec", [*DEFAULTS, *VARIANTS], ids=str)
+def test_states_of_half_precision_stay_so(spec):
+    """Times are float32 at least; a network of half precision takes no other state."""
+    sampler = build("samplers", spec)
+    if not getattr(sampler, "order", None) or by_noise(spec) or spec["name"] in ("recurrent", "dualfast"):
+        return  # they keep states in single precision inside
+
+    class Half(torch.nn.Linear):
+        def forward(self, x, s, t, cond=None):
+            assert x.dtype == torch.bfloat16
+            return super().forward(x)
+
+    with torch.no_grad():
+        x = sample(
+            MeanVelocity(Half(3, 3).bfloat16()), torch.ones(4, 3).bfloat16(), torch.linspace(0, 1, 4), sampler=sampler
+        )
+    assert x.dtype == torch.bfloat16
+    assert x.isfinite().all()
+
+
+def test_edm_runs_back_to_where_there_are_no_data():
+    f, sampler = gaussian(), EDMStochastic(churn=0.0)
+    x = sample(f, torch.randn(8, 3, generator=stream()), torch.linspace(0, 1, 65), sampler=sampler)
+    assert sample(f, x, torch.linspace(1, 0, 9), sampler=sampler).isfinite().all()
+
+
+def test_a_trajectory_ends_where_its_solve_ends():
+    """Also where s + (t - s) is not t: in single precision with times inside."""
+    torch.set_default_dtype(torch.float32)
+    flow = EulerMap(lambda x, t, cond: 1 - 0.1 * x)
+    x = torch.randn(5000, 2, generator=stream())
+    states, progress = DormandPrince(1e-3, 1e-3).trajectory(flow, x, torch.tensor([0.0, 0.7]))
+    assert (states[-1] - progress.x).abs().max() < 1e-5  # rounding
+
+
+def test_picard_refuses_a_sampler_that_draws():
+    with pytest.raises(TapeError):
+        sample(
+            gaussian(),
+            torch.randn(4, 3, generator=stream()),
+            [0.0, 1.0],
+            sampler=Picard(build("samplers", "euler_maruyama")),
+        )

@@ -166,7 +166,7 @@ def test_gits_does_not_depend_on_the_path(shape):
     for path in PATHS[:2]:
         flow = gaussian(shape, path)
         # From the same state at sigma = 80, where the trigonometric path has another scale, by the exact map.
-        grid = GITS(nodes=12, sampler=Jump(), interpolant=path)
+        grid = GITS(nodes=12, solver=Jump(), interpolant=path)
         chosen[path] = -levels(path, grid(4, flow, x0))
     assert torch.allclose(*chosen.values(), atol=1e-6)
 
@@ -259,7 +259,7 @@ def test_more_steps_than_nodes():
     [
         ({"name": "power", "least": 3.0, "most": 2.0}, "noise levels must be 0 < least < most; got 3.0 and 2.0"),
         ({"name": "log_snr", "least": 0.0}, "noise levels must be 0 < least < most; got 0.0 and 80.0"),
-        ({"name": "power", "rho": 0.0}, "rho must be > 0; got 0.0"),
+        ({"name": "power", "rho": 0.0}, "rho must be > 0 and finite; got 0.0"),
         ({"name": "shift", "alpha": 0.0}, "alpha must be > 0 and base at least 0; got 0.0 and 0"),
     ],
 )
@@ -276,3 +276,15 @@ def test_quantiles_of_a_shifted_law_are_the_shifted_grid():
     massive = build("time_grids", {"name": "quantiles", "times": {"name": "boundary_mixed", "width": 0.0}})
     with pytest.raises(ValueError, match="Use a law without mass on single times, or fewer steps"):
         massive(100, gaussian(), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("name", ["gits", "shortest_path", "boss"])
+def test_a_search_with_a_sampler_that_draws_can_be_repeated(name):
+    """And GITS has a solver of its own as teacher, whatever samples later."""
+    flow, x = gaussian(), torch.randn(16, 3, generator=stream())
+    grid = build(
+        "time_grids", {"name": name, "nodes": 8}, sampler=build("samplers", "euler_maruyama"), interpolant=Linear()
+    )
+    assert torch.equal(grid(3, flow, x), grid(3, flow, x))
+    if name == "gits":
+        assert torch.equal(grid(3, flow, x), GITS(nodes=8)(3, flow, x))

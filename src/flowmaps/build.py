@@ -32,6 +32,7 @@ KINDS = {
     "map": "maps",
     "net": "nets",
     "sampler": "samplers",
+    "solver": "samplers",
     "span": "training_times",
     "space": "spaces",
     "spacing": "spacings",

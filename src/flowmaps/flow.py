@@ -306,7 +306,8 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
         learned = load_weights(checkpoint, "weights")
         flow.coupling.load_state_dict({k[9:]: v for k, v in learned.items() if k.startswith("coupling.")})
         flow.coupling.requires_grad_(False).eval().to(device)
-    for _, part in parts(flow.space, ""):
+    held = [] if isinstance(flow.coupling, nn.Module) else parts(flow.coupling, "")
+    for _, part in (*parts(flow.space, ""), *held):
         part.to(device)
     return dataclasses.replace(flow, model=as_map(model, _innermost(config["loss"])))
 

@@ -33,6 +33,7 @@ from flowmaps.engine.order import Order
 from flowmaps.engine.run_folder import RunFolder
 from flowmaps.engine.schedule import Schedule
 from flowmaps.engine.step import Step
+from flowmaps.engine.train import train
 from flowmaps.flow import Flow, load
 from flowmaps.guidance.told import Told
 from flowmaps.nets.mlp import MLP
@@ -172,6 +173,23 @@ def test_a_law_of_times_that_learns_is_told_the_losses_and_saved():
     )
     other.load_state_dict(kept, strict=False)
     assert torch.equal(other.loss.diagonal_times.mass(), loss.diagonal_times.mass())
+
+
+def test_a_law_of_times_learns_in_training_mode():
+    """It has buffers only, and is not frozen for that."""
+    loss = build("losses", {"name": "flow_matching", "times": {"name": "loss_second_moment", "bins": 4, "history": 2}})
+    step, g = step_of(loss), torch.Generator().manual_seed(0)
+    for _ in range(3):
+        step.train()(torch.randn(32, 3, generator=g), torch.zeros(32, dtype=torch.long), generator=g)
+    assert (loss.times.mass() != 0.25).any()
+
+
+def test_a_run_that_cannot_be_built_leaves_its_folder_free(tmp_path):
+    with pytest.raises(ValueError, match="patch"):
+        train(small() | {"net": {"name": "dit", "patch": 3}}, tmp_path / "run", quiet=True)
+    train(small(), tmp_path / "run", quiet=True)
+    with pytest.raises(ConfigError, match="holds one"):
+        train(small(), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.slow
@@ -373,7 +391,8 @@ def test_dry_run_refuses_a_network_whose_derivative_lies():
 
 
 def test_run_folder_rows_survive_a_cut_line(tmp_path):
-    run = RunFolder.created(tmp_path / "run", resolve_config(small()))
+    run = RunFolder.reserved(tmp_path / "run")
+    run.begin(resolve_config(small()))
     for i in (1, 2, 3):
         run.append({"images": i, "loss": 1.0})
     with (tmp_path / "run" / "metrics.jsonl").open("a") as stream:

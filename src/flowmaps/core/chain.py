@@ -39,12 +39,12 @@ class Chain(FlowMap):
             mine = (t >= s) if forward else (t < s)
             if not bool(mine.any()):
                 continue
+            within = (s * count).floor() == (t * count).floor()
             for k in range(count) if forward else reversed(range(count)):
                 block = self.blocks[k]
                 inner, outer = ((time * count - k).clamp(0, 1) for time in (s, t))
-                share = torch.where(
-                    still, (home == k).to(s.dtype), (outer - inner) / count / torch.where(still, 1, span)
-                )
+                part = (outer - inner) / count / torch.where(still, 1, span)  # which rounding spoils on short spans
+                share = torch.where(still | within, (home == k).to(s.dtype), part)
                 share = torch.where(mine, share, 0)
                 if not bool((share != 0).any()):
                     continue

@@ -17,7 +17,7 @@ def reflect(x: Tensor, low: float | Tensor = 0.0, high: float | Tensor = 1.0) ->
         State in the box [B, *], differentiable.
     Source: Lou & Ermon, Reflected diffusion models, 2023, arXiv:2304.04740, the reflection of the sampler.
     """
-    width = torch.as_tensor(high - low)
+    width = torch.as_tensor(high - low).to(x)
     if not bool((width > 0).all()):
         raise ValueError(f"high must be above low; got {high} and {low}. Exchange them.")
     folded = low + (width - ((x - low).remainder(2 * width) - width).abs())

@@ -49,7 +49,7 @@ def step_size(s: Tensor, t: Tensor, x: Tensor) -> Tensor:
         [B, 1, ..., 1], or [1, 1, ..., 1] for one number.
     """
     one = s.stride() == t.stride() == (0,) and len(x) > 0
-    h = t[:1] - s[:1] if one else t - s
+    h = (t[:1] - s[:1] if one else t - s).to(x.dtype)
     return h.reshape(-1, *[1] * (x.ndim - 1)) if one else expand_time(h, x)
 
 

@@ -97,8 +97,9 @@ def transported(
     assert pair.x1 is not None
     u = uniform((len(pair),), pair.x1, generator)
     order = torch.empty(len(pair), dtype=torch.long, device=pair.x1.device)
-    for i in alike(pair.cond if within_conditions else None, pair.x1):
-        order[i] = i[match(square_distances(pair.x0[i], pair.x1[i]), u[i])]
+    with torch.autocast(u.device.type, enabled=False):  # half of the digits of a distance are its neighbour's too
+        for i in alike(pair.cond if within_conditions else None, pair.x1):
+            order[i] = i[match(square_distances(pair.x0[i], pair.x1[i]), u[i])]
     return dataclasses.replace(pair, x0=pair.x0[order])
 
 

@@ -45,7 +45,7 @@ class Learned(nn.Module):
             ValueError: if the network has one output.
         """
         one = x1.new_ones(len(x1))
-        y = self.net(x1, one, one, cond)
+        y = self.net(x1, one, one, cond).to(x1.dtype)
         if y.shape == x1.shape:
             raise ValueError("the network must have two outputs; got one. Set coupling.net.outputs to 2.")
         return y[:, 0], y[:, 1] / 2

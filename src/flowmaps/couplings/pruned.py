@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.random import Random
-from ..core.shapes import expand_time
-from ..core.types import Coupling, Pair
+from ..core.random import PerSample, Random
+from ..core.types import Coupling, Pair, map_condition
 from ._stored import stored
 from .independent import Independent
 
@@ -67,8 +66,9 @@ class Pruned:
             bad = self._rejected(x0, axes)
             if not bad.any():
                 return x0
-            again = self.coupling.source(shape, like, cond, generator=generator)
-            x0 = torch.where(expand_time(bad, x0), again, x0)
+            told = map_condition(lambda c, bad=bad: c[bad], cond)
+            some = (int(bad.sum()), *shape[1:])
+            x0[bad] = self.coupling.source(some, like, told, generator=_of(generator, bad))
         raise ValueError(
             f"deviations must leave directions to draw; {self.deviations} with {len(axes)} axes rejects some of the "
             f"{shape[0]} draws {TRIES} times. Raise it."
@@ -77,6 +77,13 @@ class Pruned:
     def _rejected(self, x0: Tensor, axes: Tensor) -> Tensor:
         direction = torch.nn.functional.normalize(x0.flatten(1), dim=1).to(axes.dtype)
         return (direction @ axes.T).amax(1) > self.deviations / math.sqrt(axes.shape[1])
+
+
+def _of(generator: Random, chosen: Tensor) -> Random:
+    """The generators of the chosen samples, if each has its own."""
+    if not isinstance(generator, PerSample):
+        return generator
+    return PerSample([g for g, mine in zip(generator.generators, chosen.tolist(), strict=True) if mine])
 
 
 def sparse_axes(file: str | Path, data: Tensor, most: float = 0.01) -> Tensor:

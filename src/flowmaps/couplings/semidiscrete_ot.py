@@ -55,7 +55,13 @@ class SemidiscreteOT:
             )
         x0 = self.coupling.source(x1.shape, x1, cond, generator=generator)
         here, hit = x0.cpu(), torch.empty(len(x0), dtype=torch.long)
-        rows = as_rows(held["cond"], y) if held["within_conditions"] else None
+        within = held["within_conditions"] and held["cond"] is not None
+        rows = as_rows(held["cond"], y) if within else None
+        if rows is not None and rows.shape[1] != as_rows(cond, x1).shape[1]:
+            raise ValueError(
+                f"the batch must have conditions as those of {self.stored}; got {'none' if cond is None else 'others'}."
+                " Fit the potentials with within_conditions=False, or to the conditions of the run."
+            )
         for i in alike(None if rows is None else cond, here):
             among = torch.arange(len(y))
             if rows is not None:
@@ -77,7 +83,8 @@ class SemidiscreteOT:
 def nearest(x0: Tensor, y: Tensor, g: Tensor) -> Tensor:
     """Argmax_j <x0_i, y_j> - |y_j|^2 / 2 + g_j, [B], for states [B, *], data [N, *] and potentials [N]."""
     x0, y = x0.flatten(1).to(g.dtype), y.flatten(1).to(g.dtype)
-    return (x0 @ y.T + (g - y.square().sum(1) / 2)).argmax(1)
+    with torch.autocast(g.device.type, enabled=False):
+        return (x0 @ y.T + (g - y.square().sum(1) / 2)).argmax(1)
 
 
 def stored_potentials(

@@ -41,6 +41,7 @@ def train_autoencoder(
             "the space must name an autoencoder and a file for it; set space.name=latent, "
             "space.autoencoder.name=convolutional and space.autoencoder.path."
         )
+    Path(table["path"]).parent.mkdir(parents=True, exist_ok=True)
     data = open_data(config)
     device = "cuda" if torch.cuda.is_available() and config["device"] != "cpu" else "cpu"
     seed = config["seed"]
@@ -62,7 +63,6 @@ def train_autoencoder(
     space = Latent(coder).standardised(_some(data).to(device), generator=fold_in(seed, 3))
     for buffer, values in ((coder.shift, space.shift), (coder.scale, space.scale)):
         buffer.copy_(torch.tensor(values).reshape(buffer.shape))
-    Path(table["path"]).parent.mkdir(parents=True, exist_ok=True)
     coder.save(table["path"])
     unseen, means = _some(held_out(config, data)).to(device), Latent(coder, draw=False)
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """A loss as one compiled graph, checked against the eager one before it is trusted; all steps of sampling as one."""
 
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -48,13 +49,11 @@ class Compiled:
             learned = [b for _, part in parts(self.loss, "loss") for b in part.buffers()]
             before = [b.clone() for b in learned]
             eager = self.loss(model, pair, step=step, generator=recorder)
-            for now, then in zip(
-                learned, before, strict=True
-            ):  # what the loss learns by itself, such as a law of times
-                now.copy_(then)
+            _copy(before, learned)  # what the loss learns by itself, such as a law of times
             compiled = self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, recorder.kinds, step)
             self._check(model, eager, compiled)
             self.recorder = recorder
+            _copy(before, learned)
             return self.graph(model, pair.x0, pair.x1, pair.cond, recorder.made, recorder.kinds, step)
         before = generator.get_state() if isinstance(generator, torch.Generator) else None
         tape = self.recorder.tape(generator)
@@ -107,8 +106,8 @@ class CompiledSampling:
     """
 
     def __init__(self, backend: str = "inductor") -> None:
-        self.recorders: dict[tuple[Any, ...], Recorder] = {}
-        self.graph: Callable[..., Tensor] = torch.compile(_steps, fullgraph=True, dynamic=False, backend=backend)
+        self.backend = backend
+        self.kinds: dict[tuple[Any, ...], tuple[Recorder, Callable[..., Tensor]]] = {}
 
     def __call__(
         self, model: FlowMap, x: Tensor, times: Tensor, *, sampler: Sampler = Jump(), cond: Any = None,
@@ -122,19 +121,29 @@ class CompiledSampling:
         if isinstance(generator, (Tape, Recorder)):
             raise TypeError("a compiled sampling makes its own tape; give it the generator.")
         kind = (tuple(x.shape), tuple(times.shape), repr(sampler))
-        if kind not in self.recorders:
+        if kind not in self.kinds:
             recorder = Recorder(generator)
             y = sample(model, x, times, sampler=sampler, cond=cond, generator=recorder)
-            self.recorders[kind] = recorder
+            recorder.made.clear()  # what was drawn is of no use any more, and large
+            # A function of its own for each kind: torch compiles one function a few times only.
+            own = FunctionType(_steps.__code__.replace(), _steps.__globals__)
+            graph = torch.compile(own, fullgraph=True, dynamic=False, backend=self.backend)
+            self.kinds[kind] = recorder, graph
             return y
-        tape = self.recorders[kind].tape(generator)
+        recorder, graph = self.kinds[kind]
+        tape = recorder.tape(generator)
         try:
-            return self.graph(model, x, times, sampler, cond, tape.draws, tape.asked)
+            return graph(model, x, times, sampler, cond, tape.draws, tape.asked)
         except TorchDynamoException as error:
             raise CompileError(
                 f"a compiled sampling must take the same course whatever it sees; {type(sampler).__name__} does not, "
                 "or the network. Sample without the compiler."
             ) from error
+
+
+def _copy(values: Sequence[Tensor], to: Sequence[Tensor]) -> None:
+    for value, tensor in zip(values, to, strict=True):
+        tensor.copy_(value)
 
 
 def _steps(

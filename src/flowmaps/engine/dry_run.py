@@ -54,7 +54,7 @@ def dry_run(config: Config) -> str:
     try:
         begun = flow.starting(count)
     except NoSource:
-        begun = flow.space.encode(x), labels
+        begun = flow.space.encode(x, generator=fold_in(0)), labels
     error = tangent_error(flow.model, *begun)
     if not error < TOLERANCE:
         raise ConfigError(

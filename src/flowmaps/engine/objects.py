@@ -76,12 +76,20 @@ def _on_this_path(teacher: Flow, flow: Flow) -> FlowMap:
 def _unbiased(teacher: Flow) -> FlowMap:
     """The teacher's map; that of a loss that bends the velocity on purpose is straightened by the mean of its data."""
     config = teacher.config
-    if config is None or getattr(find("losses", config["loss"]["name"]), "unbiased", None) is None:
+    if config is None:
+        return teacher.model
+    loss = config["loss"]
+    while isinstance(loss.get("loss"), Mapping):  # a loss around another
+        loss = loss["loss"]
+    if getattr(find("losses", loss["name"]), "unbiased", None) is None:
         return teacher.model
     data = open_data(config)
     some = range(0, len(data), max(1, len(data) // MEAN_OF))
-    mean = teacher.space.encode(data.__getitems__(some)[0], generator=fold_in(0)).mean(0)
-    return build("losses", config["loss"], interpolant=teacher.interpolant).unbiased(teacher.model, mean)
+    x = data.__getitems__(some)[0]
+    x = torch.cat([x, x.flip(-1)]) if config["mirror"] else x
+    with torch.no_grad():
+        mean = torch.cat([teacher.space.encode(part, generator=fold_in(0)) for part in x.split(256)]).mean(0)
+    return build("losses", loss, interpolant=teacher.interpolant).unbiased(teacher.model, mean)
 
 
 def _needs_teacher(loss: Any) -> bool:

@@ -28,8 +28,8 @@ class RunFolder:
     path: Path
 
     @staticmethod
-    def created(path: Path, config: Config) -> "RunFolder":
-        """A new run folder with its configuration and environment; an existing run is never overwritten.
+    def reserved(path: Path) -> "RunFolder":
+        """A folder for a new run; an existing run is never overwritten.
 
         Raises:
             ConfigError: if there is a run already, or the folder cannot be written.
@@ -42,11 +42,14 @@ class RunFolder:
         run = RunFolder(path)
         try:
             run.samples.mkdir(parents=True, exist_ok=True)
-            run.write(CONFIG, write_config(config))
             run.write("environment.json", json.dumps(environment(), indent=1))
         except OSError as error:
             raise ConfigError(f"--out must be a folder that can be written; {error}.") from error
         return run
+
+    def begin(self, config: Config) -> None:
+        """Write the configuration, which makes the folder a run: not before everything could be built from it."""
+        self.write(CONFIG, write_config(config))
 
     @property
     def checkpoints(self) -> Path:

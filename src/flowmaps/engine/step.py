@@ -49,7 +49,7 @@ class Step(nn.Module):
         """As of any module, but what is not trained stays in evaluation mode: teachers, encoders, averages."""
         super().train(mode)
         for part in self.parts.values():
-            if isinstance(part, Average) or not any(p.requires_grad for p in part.parameters()):
+            if isinstance(part, Average) or _frozen(part):
                 part.eval()
         return self
 

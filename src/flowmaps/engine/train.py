@@ -79,7 +79,7 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
             f"batch must be a multiple of the {accelerator.num_processes} processes; got {config['batch']}."
         )
     fresh = resume is None and accelerator.is_main_process
-    run = RunFolder.created(out, config) if fresh else RunFolder(out)
+    run = RunFolder.reserved(out) if fresh else RunFolder(out)
     accelerator.wait_for_everyone()
     teacher = _teacher(config, out, quiet)
     torch.manual_seed(fold_in(config["seed"], _WEIGHTS).initial_seed())
@@ -94,6 +94,8 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
         if accelerator.is_main_process:
             run.write("run.toml", write_config(config))
             run.forget_after(state.images)
+    if fresh:
+        run.begin(config)
     average.to(accelerator.device)
     wrapped, wrapped_optimizer = accelerator.prepare(step, optimizer)
     shown = dataclasses.replace(flow, model=as_map(average, step.loss))

@@ -46,7 +46,7 @@ class Interval(FlowMap):
         plain = self.model.mean_velocity(x, s, t, cond)
         if bool((share == 0).all()):
             return plain
-        return plain.lerp(self.guidance.mean_velocity(x, s, t, cond), expand_time(share, x).to(x.dtype))
+        return plain.lerp(self.guidance.mean_velocity(x, s, t, cond), expand_time(share, x).to(plain.dtype))
 
     def null_condition(self, batch: int) -> Any:
         return self.model.null_condition(batch)

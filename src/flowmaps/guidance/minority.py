@@ -44,6 +44,7 @@ class Minority(FlowMap):
         def log_prob(x: Tensor, t: Tensor, cond: Any) -> Tensor:
             return classifier(x, t).log_softmax(1)[:, rank]
 
+        self.classifier = classifier  # so that a module moves with this one
         self.guided = Classifier(model, log_prob, scale, True, earliest, interpolant)
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:

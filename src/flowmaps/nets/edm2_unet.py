@@ -84,10 +84,11 @@ class EDM2UNet(nn.Module):
         channels, height, side = shape
         halvings, sizes = 2 ** (len(multipliers) - 1), [width * m for m in multipliers]
         attends = [min(height, side) >> level in attention for level in range(len(sizes))]
-        if height % halvings or side % halvings or any(sizes[i] % head for i in range(len(sizes)) if attends[i]):
+        uneven = any(size % head for size, attention_here in zip(sizes, attends, strict=True) if attention_here)
+        if height % halvings or side % halvings or uneven or sizes[-1] % max(1, sizes[-1] // head):
             raise ValueError(
-                f"the image must halve {len(sizes) - 1} times and head divide the channels where there is attention; "
-                f"got {height} x {side}, and heads of {head} for {sizes} channels."
+                f"the image must halve {len(sizes) - 1} times and head divide the channels where there is attention, "
+                f"as there is in the middle; got {height} x {side}, and heads of {head} for {sizes} channels."
             )
         told = max(sizes)
         self.times, self.labels = Times(width, told), Condition(classes, told, numbers, vocabulary)

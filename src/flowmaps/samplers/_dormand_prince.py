@@ -196,7 +196,8 @@ def _walk(
             log.clamp_min_(LEAST)
             worst, nearest = torch.stack((square.max(), (distance - now).min())).tolist()
         if record is not None:
-            record(rows, s, torch.where(square <= 1, end, s), h, x, slopes.all)
+            there = torch.where(now == distance, t, end)  # s + (t - s) may miss t by rounding
+            record(rows, s, torch.where(square <= 1, there, s), h, x, slopes.all)
         if worst <= 1 and nearest > 0:
             x, s, size, error, longest = new, end, grown, log, most
             slopes.restart(slopes.all[6])

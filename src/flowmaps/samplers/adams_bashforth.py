@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core.flow_map import FlowMap
 from ..core.random import Random
 from ..core.sampling import Heun, RungeKutta4
-from ..core.shapes import expand_time
+from ..core.shapes import step_size
 from ._multistep import History, mean_weights, mixed, remember
 
 __all__ = ["AdamsBashforth"]
@@ -44,4 +44,4 @@ class AdamsBashforth:
         if len(state) < self.order:
             start = Heun() if self.order == 2 else RungeKutta4()
             return start.from_slope(model, x, s, t, slope, cond), state
-        return x + expand_time(t - s, x) * mixed(state.values, mean_weights(state.nodes, s, t)), state
+        return x + step_size(s, t, x) * mixed(state.values, mean_weights(state.nodes, s, t)), state

@@ -31,7 +31,7 @@ class EDMStochastic:
         least, most: levels between which noise is added.
         inflation: standard deviation of e, a little above 1 against lost detail.
         interpolant: the path the map was trained on, with a source N(0, I).
-    Cost: 2 network evaluations per step, 1 in the last one to the data.
+    Cost: 2 network evaluations per step, 1 in the last one to the data and in the first one from noise alone.
     Source: Karras, Aittala, Aila & Laine, Elucidating the design space of diffusion-based generative models, 2022,
         arXiv:2206.00364, Algorithm 2.
     Differs: the churn of a step is given, not divided by the number of steps; a path may begin without data.
@@ -66,7 +66,7 @@ class EDMStochastic:
         v = model.velocity(x, s, cond)
         data, source = p.data_from_velocity(v, x, s).to(x.dtype), p.source_from_velocity(v, x, s).to(x.dtype)
         y = straight(p, x, s, t, data, source)
-        both = (p.beta(s) > 0) & (p.alpha(t.double()) > 1e-12)
+        both = (p.beta(s) > 0) & (p.beta(t) > 0) & (p.alpha(t.double()) > 1e-12)
         if not bool(both.any()):
             return y, None
         ahead = p.source_from_velocity(model.velocity(y, t, cond), y, t).to(x.dtype)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.flow_map import FlowMap
 from ..core.random import Random
 from ..core.sampling import Heun, RungeKutta4
-from ..core.shapes import expand_time
+from ..core.shapes import expand_time, step_size
 from ._multistep import mixed
 
 __all__ = ["GHVB"]
@@ -62,7 +62,7 @@ class GHVB:
             start = Heun() if self.order == 2 else RungeKutta4()
             return start.from_slope(model, x, s, t, slope, cond), state
         weights = momentum_weights(state.moments, (t - s).double())
-        return x + expand_time(t - s, x) * mixed(state.values, weights), state
+        return x + step_size(s, t, x) * mixed(state.values, weights), state
 
     def _remember(self, state: _Momenta | None, s: Tensor, slope: Tensor) -> _Momenta:
         now = torch.zeros(len(s), 1, self.order, dtype=s.dtype, device=s.device)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.flow_map import FlowMap
 from ..core.random import Random
-from ..core.shapes import expand_time
+from ..core.shapes import step_size
 from ._multistep import History, mean_weights, mixed, remember
 
 __all__ = ["HeavyBall"]
@@ -60,4 +60,4 @@ class HeavyBall:
         mean = mixed(history.values, mean_weights(history.nodes, s, t))
         momentum = torch.lerp(slope if state is None else state.momentum, mean, self.beta)
         used = torch.lerp(momentum, mean, self.beta) if self.nesterov else momentum
-        return x + expand_time(t - s, x) * used, _Moving(history, momentum)
+        return x + step_size(s, t, x) * used, _Moving(history, momentum)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.flow_map import FlowMap
 from ..core.random import Random
-from ..core.shapes import expand_time
+from ..core.shapes import step_size
 
 __all__ = ["Midpoint"]
 
@@ -28,6 +28,6 @@ class Midpoint:
         generator: Random = None,
     ) -> tuple[Tensor, None]:  # fmt: skip
         """One step of order 2."""
-        h = expand_time(t - s, x)
+        h = step_size(s, t, x)
         half = x + h / 2 * model.velocity(x, s, cond)
         return x + h * model.velocity(half, (s + t) / 2, cond), None

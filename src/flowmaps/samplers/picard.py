@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.flow_map import FlowMap
-from ..core.random import Random
+from ..core.random import Random, Tape
 from ..core.sampling import Euler
 from ..core.types import Sampler, map_condition
 
@@ -89,7 +89,8 @@ class Picard:
         def repeated(c: Tensor) -> Tensor:
             return c[rows].repeat_interleave(x.shape[1], 0)
 
-        y, _ = self.sampler(model, x.flatten(0, 1), s.flatten(), t.flatten(), cond=map_condition(repeated, cond))
+        told, without = map_condition(repeated, cond), Tape([], [])  # from which a sampler that draws gets an error
+        y, _ = self.sampler(model, x.flatten(0, 1), s.flatten(), t.flatten(), cond=told, generator=without)
         return y.reshape(x.shape) - x
 
 

@@ -29,7 +29,7 @@ class GITS:
 
     Args:
         nodes: number of intervals of the fine grid, equal ones in sigma^(1/7).
-        sampler: how the teacher steps from one node to the next.
+        solver: how the teacher steps from one node to the next.
         discount: of the cost of each step against the one before it.
         metric: "deviation" from the chord, or the distance from the teacher as "l1" or "l2" norm.
         least: noise level of the trajectory's end.
@@ -43,7 +43,7 @@ class GITS:
     """
 
     nodes: int = 60
-    sampler: Sampler = Heun()
+    solver: Sampler = Heun()
     discount: float = 1.15
     metric: str = "deviation"
     least: float = 0.002
@@ -68,7 +68,7 @@ class GITS:
         fine = Power(self.least, self.most, interpolant=path)(self.nodes, model, x0)
         fine[[0, -1]] = path.time_at(torch.tensor(log_snr_range(path, self.least, self.most)))
         start = (path.alpha(fine[0]) / path.alpha(torch.zeros_like(fine[0]))).to(x0) * x0
-        states = trajectory(model, start, fine, sampler=self.sampler, cond=cond)
+        states = trajectory(model, start, fine, sampler=self.solver, cond=cond)
         cost = self.costs(fine, states, model, cond)
         return from_noise_to_data(fine[shortest_path(cost, steps, self.discount)])
 

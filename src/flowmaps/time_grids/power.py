@@ -1,5 +1,6 @@
 """Equal steps in a root of the noise level."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class Power:
     Args:
         least: noise level at the data end.
         most: noise level at the source end; both are cut to what the path reaches.
-        rho: power; 1 makes equal steps in sigma, 7 shorter ones close to the data, infinity the grid "log_snr".
+        rho: power; 1 makes equal steps in sigma, 7 shorter ones close to the data; the limit is "log_snr".
         interpolant: the path.
     Source: Karras, Aittala, Aila & Laine, Elucidating the design space of diffusion-based generative models, 2022,
         arXiv:2206.00364, Section 3 and Eq. (5), with these defaults.
@@ -38,8 +39,8 @@ class Power:
 
     def __post_init__(self) -> None:
         check_levels(self.least, self.most)
-        if self.rho <= 0:
-            raise ValueError(f"rho must be > 0; got {self.rho}.")
+        if not 0 < self.rho < math.inf:
+            raise ValueError(f"rho must be > 0 and finite; got {self.rho}. Use the grid 'log_snr' for its limit.")
 
     def __call__(self, steps: int, model: FlowMap, x0: Tensor, cond: Any = None) -> Tensor:
         """Times [K + 1], float64; neither map nor states are used."""

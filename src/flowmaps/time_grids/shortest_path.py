@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.flow_map import FlowMap
 from ..core.grid import check_steps, shortest_path
+from ..core.random import fold_in
 from ..core.sampling import Jump, sample
 from ..core.shapes import fill_time
 from ..core.types import Sampler
@@ -53,7 +54,7 @@ class ShortestPath:
         states = self._trajectory(fine, model, x0, cond)
         best = fine[shortest_path(self.costs(fine, states, model, cond), steps)]
         equal = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-        ends = [sample(model, x0, grid, sampler=self.sampler, cond=cond) for grid in (best, equal)]
+        ends = [self._sample(grid, model, x0, cond) for grid in (best, equal)]
         errors = [float((end - states[-1]).double().square().sum()) for end in ends]
         return best if errors[0] <= errors[1] else equal
 
@@ -61,8 +62,11 @@ class ShortestPath:
         states = [x0]
         for s, t in pairwise(fine.tolist()):
             short = torch.linspace(s, t, self.refine + 1, dtype=torch.float64)
-            states.append(sample(model, states[-1], short, sampler=self.sampler, cond=cond))
+            states.append(self._sample(short, model, states[-1], cond))
         return states
+
+    def _sample(self, times: Tensor, model: FlowMap, x: Tensor, cond: Any) -> Tensor:
+        return sample(model, x, times, sampler=self.sampler, cond=cond, generator=fold_in(0, device=x.device))
 
     @torch.no_grad()
     def costs(self, fine: Tensor, states: list[Tensor], model: FlowMap, cond: Any = None) -> Tensor:
@@ -78,8 +82,11 @@ class ShortestPath:
         cost = torch.full((len(fine), len(fine)), torch.inf, dtype=torch.float64)
         for j in range(1, len(fine)):
             t = fill_time(fine[j], states[0])
-            there = model(states[j], t, one, cond)
+            last = j == len(fine) - 1
+            there = states[j] if last else model(states[j], t, one, cond)
             for i in range(j):
-                landed, _ = self.sampler(model, states[i], fill_time(fine[i], states[0]), t, cond=cond)
-                cost[i, j] = (model(landed, t, one, cond) - there).double().square().mean().sqrt()
+                s, draws = fill_time(fine[i], states[0]), fold_in(0, i, j, device=t.device)
+                landed, _ = self.sampler(model, states[i], s, t, cond=cond, generator=draws)
+                end = landed if last else model(landed, t, one, cond)
+                cost[i, j] = (end - there).double().square().mean().sqrt()
         return cost
