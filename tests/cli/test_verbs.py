@@ -219,6 +219,7 @@ def test_resume_and_new_folders(tmp_path):
     assert f"Continue it with --resume {first}" in text
 
 
+@pytest.mark.slow
 def test_distill_and_two_stages(tmp_path):
     flow("train", "digits", *TINY, "loss=flow_matching", "--out", tmp_path / "t", "--quiet")
     flow("distill", tmp_path / "t", "digits_distill", *TINY, "--out", tmp_path / "s", "--quiet")

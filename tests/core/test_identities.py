@@ -39,6 +39,7 @@ def test_central_differences_see_the_same_to_their_own_accuracy():
     assert all(r < 1e-3 for r in residuals(gaussian(), *draws(64, (3,)), jvp=Central(1e-3)).values())
 
 
+@pytest.mark.slow
 def test_mixture_map_keeps_every_identity():
     # The map is solved to 1e-12 (next test), derivatives of the solve are an order or two less accurate.
     assert all(r < 1e-9 for r in residuals(eight_gaussians(), *draws(24, (2,))).values())
@@ -56,6 +57,7 @@ def test_mixture_map_states_its_error():
     assert true / 3 < stated < 3 * true  # the stated error is the size of the true one
 
 
+@pytest.mark.slow
 def test_checkerboard_map_keeps_every_identity():
     f = Checkerboard(steps=40)
     x, s, u, t = draws(24, (2,))

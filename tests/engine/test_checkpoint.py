@@ -163,6 +163,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_instant_leaves_a_loadable_run(tmp_path):
     """Twenty kills at different instants of a loop that only saves; each leaves the last saved state or the next."""
     generator = torch.Generator().manual_seed(0)
