@@ -285,6 +285,8 @@ def test_a_search_with_a_sampler_that_draws_can_be_repeated(name):
     grid = build(
         "time_grids", {"name": name, "nodes": 8}, sampler=build("samplers", "euler_maruyama"), interpolant=Linear()
     )
+    before = torch.get_rng_state()
     assert torch.equal(grid(3, flow, x), grid(3, flow, x))
+    assert torch.equal(before, torch.get_rng_state()), "nothing is drawn from the global stream"
     if name == "gits":
         assert torch.equal(grid(3, flow, x), GITS(nodes=8)(3, flow, x))
