@@ -205,6 +205,7 @@ def test_evaluate_trajectories(run, tmp_path):
     assert re.search(rf"total curvature, radians +│ {found['total_curvature']:.4g} ", text)
 
 
+@pytest.mark.slow
 def test_resume_and_new_folders(tmp_path):
     flow("train", "digits", *TINY, "--quiet", cwd=tmp_path)
     first = tmp_path / "runs" / "digits-001"

@@ -184,6 +184,7 @@ def test_a_law_of_times_learns_in_training_mode():
     assert (loss.times.mass() != 0.25).any()
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_be_built_leaves_its_folder_free(tmp_path):
     with pytest.raises(ValueError, match="patch"):
         train(small() | {"net": {"name": "dit", "patch": 3}}, tmp_path / "run", quiet=True)
