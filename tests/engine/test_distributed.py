@@ -14,9 +14,14 @@ from flowmaps.core.random import fold_in
 from flowmaps.core.sampling import sample
 from flowmaps.engine.checkpoint import find_checkpoint, load_checkpoint
 
-# These train networks of images only, of which each leaves a part without gradient; or one of twice the channels.
-ELSEWHERE = ("autoregressive_flow_matching", "feature_residual", "representation_alignment", "velocity_refiner")
-LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
+LOSSES = names("losses")
+# Networks of images for the losses that need them; they leave parts without gradient.
+TRANSFORMER = {"width": 16, "depth": 1, "heads": 2, "patch": 2}
+NETS = {
+    "autoregressive_flow_matching": {"name": "arflow", **TRANSFORMER},
+    "feature_residual": {"name": "blockwise_dit", **TRANSFORMER, "segments": 2, "trunk": 1, "residual": 1},
+    "representation_alignment": {"name": "dit", **TRANSFORMER, "depth": 2},
+}
 
 CHILD = """
 import sys
@@ -32,8 +37,10 @@ dist.init_process_group("gloo")
 found = {}
 for name in LOSSES:
     step = step_for(name)
-    wrapped = DistributedDataParallel(step, broadcast_buffers=False)
-    found[name] = gradient(wrapped, step, dist.get_rank())
+    wrapped = DistributedDataParallel(step, broadcast_buffers=False, find_unused_parameters=True)
+    found[name] = gradient(wrapped, step, name, dist.get_rank())
+    if name == "flow_matching":
+        found["law"] = step.loss.times.state_dict()
 torch.save(found, f"{sys.argv[1]}/{dist.get_rank()}.pt")
 dist.destroy_process_group()
 """
@@ -42,6 +49,7 @@ dist.destroy_process_group()
 def step_for(name):
     from flowmaps.core.flow_map import MeanVelocity
     from flowmaps.core.interpolant import Linear
+    from flowmaps.core.recurrent import Recurrent
     from flowmaps.couplings.independent import Independent
     from flowmaps.engine.step import Step
     from flowmaps.interpolants.variance_exploding import VarianceExploding
@@ -57,22 +65,33 @@ def step_for(name):
     if name == "distribution_matching":  # which has no errors to weight, and two networks that learn beside the map
         velocity = {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}}
         table = {"name": name, "critic": {"name": name, "critic": velocity}}
+    if name == "flow_matching":
+        table["times"] = "loss_second_moment"  # which learns from the losses
     if name == "balanced":
         table = {"name": name}  # around a loss, whose errors it weights
     if name == "divergence_distillation":
         model = DivergenceHead(MLP((3,), width=16, depth=2, outputs=2))
     if name == "stochastic_interpolant":
         model = DenoiserHead(MLP((3,), width=16, depth=2, outputs=2))
+    if name == "velocity_refiner":
+        model = MeanVelocity(MLP((6,), width=16, depth=2))
+    if name in NETS:
+        made = build("nets", NETS[name], shape=(1, 4, 4), classes=0)
+        model = MeanVelocity(made) if name == "representation_alignment" else Recurrent(made)
+    if name == "representation_alignment":
+        table = {"name": name, "encoder": torch.nn.Conv2d(1, 4, 2, 2), "channels": 16, "dimension": 4, "block": 1}
     path = VarianceExploding() if name == "reflected_score_matching" else Linear()
     loss = build("losses", table, teacher=teacher, shape=(3,), classes=0, interpolant=path)
     return Step(model, loss, Independent(), Euclidean())
 
 
-def gradient(call, step, *ranks):
+def gradient(call, step, name, *ranks):
     """Mean gradient over the shares of some ranks, each with its own data and stream."""
+    shape = (1, 4, 4) if name in NETS else (3,)
     step.zero_grad()
     for rank in ranks:
-        data = torch.randn(16, 3, generator=fold_in(5, rank))
+        sequence = (3,) if name == "autoregressive_flow_matching" else ()
+        data = torch.randn(16, *sequence, *shape, generator=fold_in(5, rank))
         loss, _ = call(data, generator=fold_in(6, rank))
         (loss / len(ranks)).backward()
     return {n: p.grad.clone() for n, p in step.named_parameters() if p.grad is not None}
@@ -106,7 +125,7 @@ def ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_agree_between_ranks_and_with_one_process(name, ranks):
     alone = step_for(name)
-    want = gradient(alone, alone, 0, 1)
+    want = gradient(alone, alone, name, 0, 1)
     for got in (ranks[0][name], ranks[1][name]):
         assert got.keys() == want.keys()
         for key, value in want.items():
@@ -115,13 +134,20 @@ def test_gradients_agree_between_ranks_and_with_one_process(name, ranks):
             assert (got[key] - value).abs().max() <= 1e-6 * (1 + value.abs().max())
 
 
+def test_a_law_of_times_hears_the_losses_of_all_ranks(ranks):
+    alone = step_for("flow_matching")
+    gradient(alone, alone, "flow_matching", 0, 1)
+    for rank in ranks:
+        assert all(torch.allclose(rank["law"][name], seen) for name, seen in alone.loss.times.state_dict().items())
+
+
 @pytest.mark.slow
 def test_a_run_on_two_processes_trains_and_resumes(tmp_path):
-    """`torchrun -m flowmaps.cli train`: both ranks stay one model, and the run folder is that of one run."""
+    """`torchrun -m flowmaps.cli train`: both ranks stay one model, and the run folder is that of one run, also where
+    most of a network has no gradient."""
     from flowmaps.engine.config import write_config
 
-    config = small(images=640)
-    config["net"]["width"] = 24
+    config = small(images=640, net=NETS["feature_residual"], loss={"name": "feature_residual"}, map="recurrent")
     (tmp_path / "mine.toml").write_text(write_config(config))
     module = ["-m", "flowmaps.cli"]
     launch(
@@ -143,5 +169,5 @@ def test_sampling_is_not_changed_by_the_engine():
     step = step_for("lsd")
     x = torch.randn(4, 3, generator=fold_in(1))
     before = sample(step.model, x, [0.0, 1.0])
-    gradient(step, step, 0)
+    gradient(step, step, "lsd", 0)
     assert torch.equal(sample(step.model, x, [0.0, 1.0]), before)

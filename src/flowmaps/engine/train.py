@@ -264,7 +264,8 @@ def _accelerator(config: Config) -> Accelerator:
     return Accelerator(
         mixed_precision="bf16" if config["precision"] == "bfloat16" else "no",
         cpu=config["device"] == "cpu",
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        # A block of times that no sample fell into has no gradient, nor has what a loss leaves alone.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)],
     )
 
 

@@ -1,6 +1,7 @@
 """One time, drawn where the losses have been large."""
 
 import torch
+import torch.distributed as processes
 from torch import Tensor, nn
 
 from ..core.times import TimeLaw
@@ -14,7 +15,8 @@ class LossSecondMoment(TimeLaw, nn.Module):
     [0, 1] is cut into bins, each of which remembers its latest losses; inside a bin the law is uniform. It is uniform
     everywhere until every bin has its memory full.
 
-    Flow matching, also as a part of another loss, tells the law its losses. Elsewhere it stays uniform.
+    Flow matching, also as a part of another loss, tells the law its losses, those of all processes; elsewhere it stays
+    uniform.
 
     Args:
         bins: number of bins.
@@ -65,7 +67,7 @@ class LossSecondMoment(TimeLaw, nn.Module):
     def reweighted(self, t: Tensor, loss: Tensor) -> Tensor:
         fair = loss / self.density(t)
         if self.training:
-            self._remember(self._bin(t), loss.detach().to(self.losses.dtype))
+            self._remember(_all(self._bin(t)), _all(loss.detach().to(self.losses.dtype)))
         return fair
 
     def _remember(self, bins: Tensor, losses: Tensor) -> None:
@@ -78,3 +80,12 @@ class LossSecondMoment(TimeLaw, nn.Module):
 
     losses: Tensor
     seen: Tensor
+
+
+def _all(x: Tensor) -> Tensor:
+    """What every process has, in the order of their ranks: one law for all."""
+    if not processes.is_available() or not processes.is_initialized():
+        return x
+    shares = [torch.empty_like(x) for _ in range(processes.get_world_size())]
+    processes.all_gather(shares, x.contiguous())
+    return torch.cat(shares)
