@@ -167,6 +167,8 @@ def test_minibatch_ot_says_what_is_wrong():
         build("couplings", {"name": "minibatch_ot", "plan": "best"})
     with pytest.raises(ValueError, match="regularisation must be > 0; got 0.0"):
         build("couplings", {"name": "minibatch_ot", "regularisation": 0.0})
+    with pytest.warns(UserWarning, match="no two of the 8 conditions of a batch are alike: no sources are exchanged"):
+        build("couplings", "minibatch_ot")(torch.zeros(8, 3), torch.arange(8.0))
     nested = build("couplings", {"name": "minibatch_ot", "coupling": {"name": "independent", "scale": 2.0}})
     assert nested.coupling.scale == 2
 
@@ -213,6 +215,10 @@ def test_semidiscrete_ot_says_what_is_wrong(tmp_path):
     file = str(tmp_path / "g.pt")
     with pytest.raises(ValueError, match="Write one with stored_potentials"):
         build("couplings", "semidiscrete_ot")(torch.zeros(2, 3))
+    with pytest.raises(
+        ValueError, match="stored must name a file; there is none at .*/no.pt. Write one with stored_pot"
+    ):
+        SemidiscreteOT(str(tmp_path / "no.pt"))(torch.zeros(2, 3))
     assert_standard_normal(build("couplings", "semidiscrete_ot").source((4000, 2), torch.empty(0), generator=stream()))
     stored_potentials(file, torch.randn(4, 3, generator=stream()), torch.arange(4) % 2, steps=1, generator=stream())
     with pytest.raises(ValueError, match=r"the shape of the batch's, \(2,\); got \(3,\)"):

@@ -1,6 +1,7 @@
 """Optimal transport between two batches of equal size: exact assignments and entropic plans."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -97,8 +98,15 @@ def transported(
     assert pair.x1 is not None
     u = uniform((len(pair),), pair.x1, generator)
     order = torch.empty(len(pair), dtype=torch.long, device=pair.x1.device)
+    groups = alike(pair.cond if within_conditions else None, pair.x1)
+    if len(groups) == len(pair) > 1:
+        warnings.warn(
+            f"no two of the {len(pair)} conditions of a batch are alike: no sources are exchanged. Use larger batches, "
+            "or, if conditions are images, set within_conditions=false, which biases conditional samples.",
+            stacklevel=2,
+        )
     with torch.autocast(u.device.type, enabled=False):  # half of the digits of a distance are its neighbour's too
-        for i in alike(pair.cond if within_conditions else None, pair.x1):
+        for i in groups:
             order[i] = i[match(square_distances(pair.x0[i], pair.x1[i]), u[i])]
     return dataclasses.replace(pair, x0=pair.x0[order])
 
