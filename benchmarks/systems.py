@@ -20,6 +20,7 @@ from flowmaps.core.flow_map import EulerMap, FlowMap, Integrated, MeanVelocity
 from flowmaps.core.random import fold_in
 from flowmaps.core.recurrent import Recurrent
 from flowmaps.core.sampling import Euler, RungeKutta4, sample
+from flowmaps.core.types import Loss, Sampler
 from flowmaps.couplings.independent import Independent
 from flowmaps.couplings.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from flowmaps.data.digits import digits
@@ -28,10 +29,12 @@ from flowmaps.engine.config import find_recipe, override, read_config, resolve_c
 from flowmaps.engine.train import train as run
 from flowmaps.flow import load
 from flowmaps.losses.contrastive_flow_matching import ContrastiveFlowMatching
+from flowmaps.losses.feature_residual import FeatureResidual
 from flowmaps.losses.flow_matching import FlowMatching
 from flowmaps.metrics.energy_distance import energy_distance
 from flowmaps.metrics.sliced_wasserstein import sliced_wasserstein
 from flowmaps.oracles.mixture import Mixture
+from flowmaps.samplers.recurrent import RecurrentSteps
 
 SEEDS, POINTS = 3, 2000
 ABOUT = {
@@ -47,14 +50,24 @@ Eight Gaussians; a chain of three flows of width 72, each of a third of the imag
 sliced W2 after as many Euler steps in all.""",
     "blocks": """# Blocks of time against one network of as much work
 
-Digits, 100,000 images. blockwise: 2 blocks of trunk and 2 for each of 4 segments, dit: 4 blocks; width 96. FLOPs of an
-evaluation of one image, in millions; energy distance to held-out digits over its floor, after N Euler steps.""",
+Digits, 100,000 images. blockwise_dit: 2 blocks of trunk and 2 for each of 4 segments, of width 96; residual: within a
+segment the trunk's features are approximated by one block, trained on 25,000 images more; dit: 4 blocks. After N Euler
+steps, MFLOPs N: millions of FLOPs per step and image; energy N: energy distance to held-out digits over its floor.""",
     "latent": """# Latents against pixels at equal seconds
 
 Digits, class by class, MLP of width 256, the same processor seconds of training each; the latents' include those of the
 autoencoder. Energy distance to held-out digits over its floor after N steps of Heun; autoencoder: that of decoded
 held-out digits.""",
 }
+
+BLOCKS = {
+    "blockwise_dit": {
+        "name": "blockwise_dit", "width": 96, "heads": 4, "segments": 4, "trunk": 2, "depth": 2, "residual": 1,
+        "rank": 24,
+    },
+    "dit, width 96": {"name": "dit", "width": 96, "heads": 4, "depth": 4},
+    "dit, width 112": {"name": "dit", "width": 112, "heads": 4, "depth": 4},
+}  # fmt: skip
 
 
 def ring(centre: float = 0.0) -> Mixture:
@@ -130,29 +143,32 @@ def chain(seed: int) -> list[dict]:
 def blocks(seed: int) -> list[dict]:
     """A stack of blocks for each segment of time against one for all."""
     images, held, rows = digits().x, digits("test").x, []
-    floor = energy_distance(images, held)
-    x0 = torch.randn(1000, 1, 8, 8, generator=fold_in(5, seed))
-    nets = {
-        "blockwise_dit": {"width": 96, "heads": 4, "segments": 4, "trunk": 2, "depth": 2, "residual": 1, "rank": 24},
-        "dit": {"width": 96, "heads": 4, "depth": 4},
-    }
-    for name, options in nets.items():
-        torch.manual_seed(seed)
-        net = build("nets", {"name": name, **options}, shape=(1, 8, 8), classes=0)
-        model = Recurrent(net) if name == "blockwise_dit" else MeanVelocity(net)
+    floor, shape = energy_distance(images, held), (1, 8, 8)
+    x0, grid = torch.randn(1000, *shape, generator=fold_in(5, seed)), lambda n: torch.linspace(0, 1, n + 1)
+
+    def trained(loss: Loss, model: FlowMap, n: int) -> FlowMap:
         draw = lambda n, g: images[torch.randint(len(images), (n,), generator=g)]  # noqa: E731
         with torch.enable_grad():
-            made = train(
-                FlowMatching(), draw, shape=(1, 8, 8), images=100_000, seed=seed, net=model, training=Training(64, 1e-3)
-            )
-        with FlopCounterMode(display=False) as flops:
-            made.model.velocity(x0[:1], torch.full((1,), 0.3))
-        row = {"method": name, "seed": seed, "million FLOPs": flops.get_total_flops() / 1e6}
-        row["ms per training step"] = 1000 * made.seconds / made.steps
+            return train(loss, draw, shape=shape, images=n, seed=seed, net=model, training=Training(64, 1e-3)).model
+
+    def measured(method: str, model: FlowMap, sampler: Sampler) -> dict:
+        row = {"method": method, "seed": seed}
         for n in (4, 8, 16, 32):
-            y = sample(EulerMap(made.model), x0, torch.linspace(0, 1, n + 1), sampler=Euler())
-            row[f"energy {n}"] = energy_distance(y, held) / floor
-        rows.append(row)
+            with FlopCounterMode(display=False) as flops:
+                sample(model, x0[:1], grid(n), sampler=sampler)
+            row[f"MFLOPs {n}"] = flops.get_total_flops() / 1e6 / n
+            row[f"energy {n}"] = energy_distance(sample(model, x0, grid(n), sampler=sampler), held) / floor
+        return row
+
+    for method, table in BLOCKS.items():
+        torch.manual_seed(seed)
+        net = build("nets", table, shape=shape, classes=0)
+        remembers = table["name"] == "blockwise_dit"
+        model = trained(FlowMatching(), Recurrent(net) if remembers else MeanVelocity(net), 100_000)
+        rows.append(measured(method, model, Euler()))
+        if remembers:
+            model = trained(FeatureResidual(), model.requires_grad_(True), 25_000)
+            rows.append(measured(f"{method}, residual", model, RecurrentSteps()))
     return rows
 
 

@@ -23,7 +23,7 @@ from .core.random import PerSample, fold_in
 from .core.sampling import sample
 from .core.shapes import fill_time
 from .core.target import parts
-from .core.types import Conditioner, Coupling, Sampler, Space, map_condition
+from .core.types import Conditioner, Coupling, NoSource, Sampler, Space, map_condition
 from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
 from .engine.lora import merged
@@ -76,7 +76,8 @@ class Flow:
         coupling = build("couplings", config["coupling"], shape=inner, classes=classes, interpolant=interpolant)
         condition = build("conditions", config.get("condition", "label"), shape=inner, classes=classes)
         classes, beside = classes if condition.labelled else 0, condition.spatial
-        net = build("nets", config["net"], shape=(inner[0] + sum(beside[:1]), *inner[1:]), classes=classes)
+        channels = inner[0] * (2 if _refines(config) else 1) + sum(beside[:1])
+        net = build("nets", config["net"], shape=(channels, *inner[1:]), classes=classes)
         net = Concatenated(net, beside) if beside else net
         model = build("maps", config["map"], net=net, interpolant=interpolant)
         return Flow(model, interpolant, coupling, space, tuple(shape), classes, config, condition)
@@ -113,8 +114,8 @@ class Flow:
             Data [n, *].
         Cost: steps times the sampler's evaluations, times those of the guidance; two unless the network is told.
         """
-        step = build("samplers", "jump") if sampler is None else sampler
-        step = build("samplers", step, interpolant=self.interpolant) if isinstance(step, (str, Mapping)) else step
+        step = "jump" if sampler is None else sampler
+        step = self.built_sampler(step) if isinstance(step, (str, Mapping)) else step
         model = self.guided(guidance)
         times = self.times(steps, grid, sampler=step, guidance=guidance)
         parts: list[Tensor] = []
@@ -207,10 +208,22 @@ class Flow:
             guidance = {"name": "told" if takes else "cfg", "scale": float(guidance)}
         if not isinstance(guidance, (str, Mapping)):
             return guidance(self.model)
-        table: dict[str, Any] = {"name": guidance} if isinstance(guidance, str) else dict(guidance)
-        if isinstance(table.get("weak"), str):
-            table["weak"] = load(table["weak"]).model.to(self._like().device)
+        table = self._with_map(guidance, "weak")
         return build("guidance", table, model=self.model, interpolant=self.interpolant)
+
+    def built_sampler(self, sampler: str | Mapping[str, Any]) -> Sampler:
+        """The sampler of a name or a table, on the path of the flow.
+
+        In a table, `refiner` may be the run of the loss "velocity_refiner" whose map flow_turbo takes.
+        """
+        return build("samplers", self._with_map(sampler, "refiner"), interpolant=self.interpolant)
+
+    def _with_map(self, given: str | Mapping[str, Any], key: str) -> dict[str, Any]:
+        """A table whose map under a key is loaded, where it is told by its run."""
+        table: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
+        if isinstance(table.get(key), str):
+            table[key] = load(table[key]).model.to(self._like().device)
+        return table
 
     def starting(self, n: int, seed: int = 0) -> tuple[Tensor, Any]:
         """States at time 0 [n, *] to try things on, and their conditions; nobody samples from these."""
@@ -227,6 +240,11 @@ class Flow:
         """States at time 0, conditions and generators, batch by batch."""
         if n < 1 or batch < 1:
             raise ValueError(f"n and batch must be at least 1; got {n} and {batch}.")
+        if self.config is not None and _refines(self.config):
+            raise NoSource(
+                "a map must take states alone to have samples; this one refines velocities beside them. Give its run "
+                "to the sampler of another: sampler={name='flow_turbo', pseudo=4, refiner='RUN'}."
+            )
         if given is None:
             given = self.labels(n, label, first)
         elif label is not None:
@@ -316,6 +334,11 @@ def _innermost(loss: Mapping[str, Any]) -> object:
     """The class of the loss that a table describes, or of the one that it is put around."""
     inner = loss.get("loss")
     return _innermost(inner) if isinstance(inner, Mapping) else find("losses", loss["name"])
+
+
+def _refines(config: Mapping[str, Any]) -> bool:
+    """Whether a run trains a refiner, which takes velocities beside the states."""
+    return getattr(_innermost(config["loss"]), "refines", False)
 
 
 def as_map(model: FlowMap, loss: object) -> FlowMap:

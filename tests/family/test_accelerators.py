@@ -297,6 +297,11 @@ def test_errors_of_bottleneck():
     for states, t in ((x, one), (torch.zeros(2, 1, 4, 4), one / 2)):
         with pytest.raises(ValueError, match="takes images .* from time 0 to 1 in one step"):
             Bottleneck()(flow, states, zero, t)
+    fixed, images = MeanVelocity(MLP((1, 4, 4), width=8, depth=2).double()), torch.zeros(2, 1, 4, 4)
+    with pytest.raises(
+        ValueError, match=r"network that takes images of several sizes.*took \(4, 4\) and not \(2, 2\): mat"
+    ):
+        Bottleneck()(fixed, images, zero, one)
     for options, message in (
         ({"steps": (4, 4)}, "one number per stage"),
         ({"scales": (1, 1, 0.5)}, "scales must be > 0, and 1 in the first and the last stage"),

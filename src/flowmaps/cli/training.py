@@ -110,4 +110,5 @@ def _done(folder: Path) -> None:
     if (folder / "evaluation.json").is_file():
         print_evaluation(folder)
     print(f"run     {folder}\nreport  {folder / 'report.html'}")
-    print(f"sample  flowmaps sample {folder} --steps 1,2,4 --out grid.png")
+    if list((folder / "samples").iterdir()):  # empty if the map has no samples of its own
+        print(f"sample  flowmaps sample {folder} --steps 1,2,4 --out grid.png")

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..build import build
 from ..core.random import fold_in
 from ..core.types import Pair
 from ..data._dataset import Dataset
@@ -69,7 +68,7 @@ def evaluate_flow(
         tell(f"{k} steps")
         samples = flow.sample(n, k, seed=seed, label=labels, sampler=sampler, guidance=guidance).cpu()
         inner = torch.zeros(1, *flow.state_shape, device=like.device)
-        step = build("samplers", sampler, interpolant=flow.interpolant)
+        step = flow.built_sampler(sampler)
         calls = function_evaluations(guided, step, k, inner, _first(flow, like))
         row: dict[str, Any] = {"steps": k, "evaluations": calls}
         row |= _distances(samples, unseen, seed, tests)

@@ -30,11 +30,11 @@ input[type=range] {{ width: min(560px, 100%); accent-color: var(--accent); }}
 pre {{ background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: 13px; }} li {{ margin: .3rem 0; }}
 </style></head><body>
 <h1>{title}</h1><p class="lead">{lead}</p>
-<h2>Samples over time</h2>
+<section{hidden}><h2>Samples over time</h2>
 <p>Columns: number of steps, and the many-step solution of the ODE. Every row starts from the same noise.</p>
 <label>images seen: <output id="when"></output><br>
 <input id="slider" type="range" min="0" max="{last}" value="{last}" aria-label="images seen"></label>
-<div class="wide"><img id="grid" alt="samples"></div>
+<div class="wide"><img id="grid" alt="samples"></div></section>
 {evaluation}
 <h2>Over the run</h2><div class="charts">{charts}</div>
 <h2>Configuration</h2><pre>{config}</pre>
@@ -70,6 +70,7 @@ def write_report(run: RunFolder) -> None:
         lead=html.escape(
             f"{net}, {seen:,} of {config['images']:,} images, {took:,.0f} seconds of training; {run.path.name}"
         ),
+        hidden="" if frames else " hidden",
         last=max(0, len(frames) - 1),
         evaluation=_evaluation(result),
         charts="".join(_charts(rows, result)),

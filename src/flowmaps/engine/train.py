@@ -255,6 +255,7 @@ class _Loop:
                 _show(self.config, self.run, self.shown, self.state.images)
                 steps, sampler = self.config["sample"]["steps"], self.config["sample"]["sampler"]
                 self.run.append({"images": self.state.images} | quality(self.shown, self.data, held, steps, sampler))
+            if pictures:
                 write_report(self.run)
         self.accelerator.wait_for_everyone()
 

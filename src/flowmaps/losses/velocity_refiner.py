@@ -25,9 +25,8 @@ class VelocityRefiner:
     """Regress the change of a teacher's velocity along its Euler step, for the sampler "flow_turbo".
 
     E |v + r_t([y, v]) - b_t(y)|^2 with v = b_s(I_s), y = I_s + (t - s) v and t - s uniform up to `longest`. The model r
-    sees states with velocities beside them: its network has twice the channels of the flow, and may be small, in the
-    paper one block of the teacher's 28. No samples can be drawn from it alone, as runs of the command line would: train
-    it in Python.
+    sees states with velocities beside them. Its network has twice the channels of the flow, which a run sees to, and
+    may be small, in the paper one block of the teacher's 28. No samples can be drawn from it alone.
 
     Args:
         teacher: the flow map whose velocity is refined, with guidance if it will be sampled with it.
@@ -42,6 +41,7 @@ class VelocityRefiner:
     """
 
     learns_map: ClassVar[bool] = False  # what it trains corrects velocities, and is no map
+    refines: ClassVar[bool] = True
 
     teacher: FlowMap
     longest: float = 0.12

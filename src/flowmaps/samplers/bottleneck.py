@@ -79,7 +79,8 @@ class Bottleneck:
         """All stages.
 
         Raises:
-            ValueError: if the states are no images, or the step does not lead from noise to data.
+            ValueError: if the states are no images, the step does not lead from noise to data, or the network takes
+                images of one size only.
         """
         if x.ndim != 4 or not bool((s == 0).all() & (t == 1).all()):
             raise ValueError(
@@ -93,7 +94,15 @@ class Bottleneck:
                 x = F.interpolate(x, sides, mode=self.resample, antialias=self.resample != "area")
                 noise = normal(x.shape, x, generator).to(x.dtype)
                 x, _ = self.interpolant.draw(Pair(noise, x), fill_time(start, x), generator)
-            x = sample(model, x, self.times(k), sampler=self.sampler, cond=cond, generator=generator)
+            try:
+                x = sample(model, x, self.times(k), sampler=self.sampler, cond=cond, generator=generator)
+            except RuntimeError as error:
+                if scale == 1:
+                    raise
+                raise ValueError(
+                    "bottleneck needs a network that takes images of several sizes, such as unet; this one took "
+                    f"{tuple(size)} and not {tuple(x.shape[2:])}: {error}"
+                ) from error
         return x, None
 
     def times(self, stage: int) -> Tensor:
