@@ -59,6 +59,33 @@ def test_map_and_velocity_take_numbers_or_tensors():
     assert not y.requires_grad
 
 
+def test_map_and_velocity_check_states_times_and_labels():
+    flow, x = dataclasses.replace(flow_of(), classes=4), torch.randn(4, 3, generator=stream())
+    for states in (x[0], x[:, :2]):
+        with pytest.raises(ValueError, match=r"x must be states \[B, 3\]; got"):
+            flow.velocity(states, 0.5)
+    for t in (1.5, -0.1, math.nan, torch.tensor([0.0, 0.5, 1.0, 2.0])):
+        with pytest.raises(ValueError, match=r"times must lie in \[0, 1\]; got"):
+            flow.map(x, 0.2, t)
+    told = []
+    flow.model.mean_velocity = lambda x, s, t, cond: told.append(cond) or x
+    for label in (3, [3] * 4, torch.full((4,), 3)):
+        flow.map(x, 0.0, 1.0, label)
+        assert torch.equal(told[-1], torch.full((4,), 3))
+    with pytest.raises(
+        ValueError, match="label must be one class, or 4 of them, from 0 to 3 .4 for none.; got 2, from"
+    ):
+        flow.velocity(x, 0.0, [1, 2])
+    for options, message in (
+        ({"steps": "4"}, "steps must be a whole number, or times that increase from 0 to 1; got '4'"),
+        ({"steps": 2.5}, "steps must be a whole number"),
+        ({"guidance": None}, "guidance must be a name, a table or an object; got None"),
+        ({"label": 1.5}, "label must be one class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            flow.sample(4, **options)
+
+
 def labelled():
     model = eight_gaussians(labels=torch.arange(8) % 4, steps=24)
     return Flow(model, Linear(), Independent(), Euclidean(), (2,), 4)

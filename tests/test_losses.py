@@ -435,14 +435,14 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
 @pytest.mark.parametrize(
     ("variant", "message"),
     [
-        ({"name": "lsd", "diagonal": 1.5}, "diagonal must lie between 0 and 1, a share of the batch; got 1.5"),
+        ({"name": "lsd", "diagonal": 1.5}, "diagonal must lie between 0 and 1, a share; got 1.5"),
         ({"name": "lsd", "route": "fast"}, "route must be one of 'exact', 'stopped'; got 'fast'"),
         ({"name": "esd", "stop": "all"}, "stop must be one of 'full', 'convex', 'none'; got 'all'"),
         ({"name": "psd", "split": "thirds"}, "split must be one of 'uniform', 'midpoint'; got 'thirds'"),
         ({"name": "pfmm", "steps": 1}, "steps must be at least 2"),
         ({"name": "alpha_flow", "begin": 5, "end": 4}, "begin and end must satisfy 0 <= begin <= end; got 5 and 4"),
         ({"name": "split_mean_flow", "split": "thirds"}, "split must be one of 'uniform', 'midpoint'; got 'thirds'"),
-        ({"name": "shortcut", "diagonal": -0.5}, "diagonal must lie between 0 and 1, a share of the batch; got -0.5"),
+        ({"name": "shortcut", "diagonal": -0.5}, "diagonal must lie between 0 and 1, a share; got -0.5"),
         ({"name": "soflow", "last": 0.0}, "steps must satisfy 0 < last <= first <= 1; got 0.0 and 0.1"),
         ({"name": "terminal_velocity_matching", "scale": 0.0}, "scale must be > 0"),
         ({"name": "align_your_flow", "residual": "both"}, "residual must be one of 'eulerian', 'lagrangian'"),
@@ -451,7 +451,7 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
         ({"name": "facm", "power": 0.0}, "power must be > 0; got 0.0"),
         (
             {"name": "free_flow", "prediction": 2.0},
-            "prediction must lie between 0 and 1, a share of the batch; got 2.0",
+            "prediction must lie between 0 and 1, a share; got 2.0",
         ),
         ({"name": "balanced", "offset": 0.0}, "offset must be > 0"),
         ({"name": "balanced", "loss": "flow_matching"}, "must have a share on the diagonal.*got FlowMatching with 0"),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from inspect import Parameter, signature
+from inspect import Parameter, isabstract, signature
 from pkgutil import iter_modules
 from typing import Any
 
@@ -109,6 +109,8 @@ def construct(cls: Any, options: Mapping[str, Any], **context: Any) -> Any:
     for key, parameter in known.items():
         if key in table:
             table[key] = _typed(cls.__name__, key, table[key], hints.get(key, Any))
+            if key in KINDS:
+                _check_built(cls.__name__, key, options.get(key), table[key], hints.get(key, Any))
         elif parameter.default is Parameter.empty:
             raise ValueError(f"{cls.__name__} needs the option {key!r}. Options: {_listed(known)}.")
     return cls(**table)
@@ -177,6 +179,14 @@ def _typed(owner: str, key: str, value: Any, hint: Any) -> Any:
         wanted = " or ".join("nothing" if o is types.NoneType else o.__name__ for o in plain)
         raise ValueError(f"{owner}'s option {key!r} must be {wanted}; got {value!r}.")
     return tuple(value) if tuple in plain and isinstance(value, list) else value
+
+
+def _check_built(owner: str, key: str, spec: Any, value: Any, hint: Any) -> None:
+    """Raise ValueError if what a table describes is of another sort than the option: a law of one time, not of two."""
+    if isinstance(spec, (str, Mapping)) and isabstract(hint) and not isinstance(value, hint):
+        known = [name for name in names(KINDS[key]) if issubclass(find(KINDS[key], name), hint)]
+        given = spec if isinstance(spec, str) else spec["name"]
+        raise ValueError(f"{owner}'s option {key!r} must be one of {_listed(known)}; got {given!r}.")
 
 
 def _nearest(word: str, known: Any) -> str:

@@ -1,6 +1,7 @@
 """Flow: what a user holds. A map with the path, source and space it was trained on."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,7 +15,7 @@ from .build import build, find
 from .conditions.label import Label
 from .core.adaptive import Adapted, Rung, sample_to_tolerance
 from .core.calibration import calibrate
-from .core.checks import check_choice
+from .core.checks import check_choice, check_device
 from .core.concatenated import Concatenated
 from .core.flow_map import EulerMap, FlowMap
 from .core.grid import TimeGrid
@@ -114,8 +115,7 @@ class Flow:
             Data [n, *].
         Cost: steps times the sampler's evaluations, times those of the guidance; two unless the network is told.
         """
-        step = "jump" if sampler is None else sampler
-        step = self.built_sampler(step) if isinstance(step, (str, Mapping)) else step
+        step = self.built_sampler("jump" if sampler is None else sampler)
         model = self.guided(guidance)
         times = self.times(steps, grid, sampler=step, guidance=guidance)
         parts: list[Tensor] = []
@@ -192,7 +192,8 @@ class Flow:
         if grid is None or not isinstance(steps, int):
             return _grid(steps)
         context: dict[str, Any] = {"interpolant": self.interpolant} | ({} if sampler is None else {"sampler": sampler})
-        chosen = build("time_grids", grid, **context) if isinstance(grid, (str, Mapping)) else grid
+        named = isinstance(grid, (str, Mapping))
+        chosen = build("time_grids", grid, **context) if named else _callable("grid", grid)
         x0, cond = self.starting(256)
         return chosen(len(_grid(steps)) - 1, self.guided(guidance), x0, cond)
 
@@ -204,18 +205,22 @@ class Flow:
         if isinstance(guidance, (int, float)):
             if guidance == 1:
                 return self.model
+            if not math.isfinite(guidance):
+                raise ValueError(f"guidance must be a finite scale; got {guidance}. 1 is none.")
             takes = any(isinstance(part, Condition) and "guidance" in part.numbers for part in self.model.modules())
             guidance = {"name": "told" if takes else "cfg", "scale": float(guidance)}
         if not isinstance(guidance, (str, Mapping)):
-            return guidance(self.model)
+            return _callable("guidance", guidance)(self.model)
         table = self._with_map(guidance, "weak")
         return build("guidance", table, model=self.model, interpolant=self.interpolant)
 
-    def built_sampler(self, sampler: str | Mapping[str, Any]) -> Sampler:
-        """The sampler of a name or a table, on the path of the flow.
+    def built_sampler(self, sampler: str | Mapping[str, Any] | Sampler) -> Sampler:
+        """The sampler of a name or a table, on the path of the flow; an object is what it is.
 
         In a table, `refiner` may be the run of the loss "velocity_refiner" whose map flow_turbo takes.
         """
+        if not isinstance(sampler, (str, Mapping)):
+            return _callable("sampler", sampler)
         return build("samplers", self._with_map(sampler, "refiner"), interpolant=self.interpolant)
 
     def _with_map(self, given: str | Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -268,22 +273,54 @@ class Flow:
         if label is None:
             return torch.arange(first, first + n) % self.classes
         given = torch.as_tensor(label).flatten()
-        if len(given) not in (1, n) or int(given.min()) < 0 or int(given.max()) > self.classes:
+        if (
+            given.is_floating_point()
+            or len(given) not in (1, n)
+            or int(given.min()) < 0
+            or int(given.max()) > self.classes
+        ):
             raise ValueError(
                 f"label must be one class, or {n} of them, from 0 to {self.classes - 1} ({self.classes} for none); got "
-                f"{len(given)}, from {int(given.min())} to {int(given.max())}."
+                f"{len(given)}, from {given.min():g} to {given.max():g}."
             )
         return given.expand(n)
 
     @torch.no_grad()
-    def map(self, x: Tensor, s: float | Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """X_{s,t}(x) [B, *], in the space of the flow; t < s inverts. Times are numbers or [B]."""
-        return self.model(x, fill_time(s, x), fill_time(t, x), label)
+    def map(self, x: Tensor, s: float | Tensor, t: float | Tensor, label: Any = None) -> Tensor:
+        """X_{s,t}(x) [B, *], in the space of the flow; t < s inverts.
+
+        Args:
+            x: states [B, *].
+            s: departure, a number or [B], in [0, 1].
+            t: arrival.
+            label: class of all states or of each, or any condition of the network; left out, none.
+        """
+        departure, arrival = self._at(x, s, t)
+        return self.model(x, departure, arrival, self._told(x, label))
 
     @torch.no_grad()
-    def velocity(self, x: Tensor, t: float | Tensor, label: Tensor | None = None) -> Tensor:
-        """b_t(x) [B, *], in the space of the flow. Times are numbers or [B]."""
-        return self.model.velocity(x, fill_time(t, x), label)
+    def velocity(self, x: Tensor, t: float | Tensor, label: Any = None) -> Tensor:
+        """b_t(x) [B, *], in the space of the flow; arguments as of `map`."""
+        return self.model.velocity(x, self._at(x, t)[0], self._told(x, label))
+
+    def _at(self, x: Tensor, *times: float | Tensor) -> list[Tensor]:
+        if tuple(x.shape[1:]) != self.state_shape:
+            raise ValueError(f"x must be states [B, {', '.join(map(str, self.state_shape))}]; got {tuple(x.shape)}.")
+        filled = [fill_time(t, x) for t in times]
+        for t in filled:
+            if not bool(((t >= 0) & (t <= 1)).all()):
+                raise ValueError(f"times must lie in [0, 1]; got {float(t.min()):g} to {float(t.max()):g}.")
+        return filled
+
+    def _told(self, x: Tensor, label: Any) -> Any:
+        given = self.labels(len(x), label) if isinstance(label, (int, list, tuple)) else label
+        return given.to(x.device) if isinstance(given, Tensor) else given
+
+
+def _callable(what: str, given: Any) -> Any:
+    if not callable(given):
+        raise ValueError(f"{what} must be a name, a table or an object; got {given!r}.")
+    return given
 
 
 def _rows(n: int, low: int, size: int, device: torch.device, c: Tensor) -> Tensor:
@@ -308,9 +345,10 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
         device: where it goes.
     Raises:
         CheckpointError: if there is no whole checkpoint.
-        ValueError: if weights is neither.
+        ValueError: if weights is neither, or there is no such device.
     """
     check_choice("weights", weights, ("ema", "weights"))
+    check_device(device)
     checkpoint = find_checkpoint(Path(run))
     state = load_weights(checkpoint, weights)
     config = read_config(checkpoint / "run.toml")
@@ -351,6 +389,8 @@ def _grid(steps: int | Sequence[float]) -> Tensor:
         if steps < 1:
             raise ValueError(f"steps must be at least 1; got {steps}.")
         return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    if isinstance(steps, (str, float)):
+        raise ValueError(f"steps must be a whole number, or times that increase from 0 to 1; got {steps!r}.")
     times = torch.as_tensor(steps, dtype=torch.float64)
     if len(times) < 2 or times[0] != 0 or times[-1] != 1 or bool((times.diff() <= 0).any()):
         raise ValueError(f"steps must be a number, or times that increase from 0 to 1; got {steps!r}.")

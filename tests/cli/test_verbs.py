@@ -1,6 +1,7 @@
 """Every verb of the command line on small runs: what it writes, what it says, and how it fails."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -17,7 +18,8 @@ from typer.testing import CliRunner
 
 import flowmaps
 from flowmaps.build import kinds, names
-from flowmaps.cli.__main__ import app
+from flowmaps.cli import sampling
+from flowmaps.cli.__main__ import app, main
 from flowmaps.engine.config import recipe_names
 
 TINY = [
@@ -41,6 +43,22 @@ def flow(*words, cwd=None, code=0, **options):
 def inside(*words):
     """The same in this process, where starting up costs nothing."""
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False).output
+
+
+@pytest.fixture
+def refused(monkeypatch, capsys, tmp_path):
+    """What the command line says of words that it refuses, in one line, and its exit code; in this process too."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["flowmaps", *map(str, words)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        text = capsys.readouterr().err
+        assert "unexpected" not in text, text
+        return text.replace("\n", " "), stop.value.code
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -342,12 +360,90 @@ def test_doctor_finds_what_is_wrong(run, tmp_path):
         (["train", "--resume", "/none"], "/none must be a run folder"),
         (["list", "loses"], "there is no kind 'loses'. Did you mean 'losses'?"),
         (["show", "lds"], "there is no 'lds'. Did you mean 'lsd'?"),
+        (["show", "samplers/boss"], "there is no 'samplers/boss'. There is losses/boss and time_grids/boss"),
+        (["show", "losses"], "To see them all, `flowmaps list losses`"),
         (["cite", "nothing"], "no recipe named 'nothing'"),
     ],
 )
-def test_errors_name_the_fix(words, message, tmp_path):
+def test_errors_name_the_fix(words, message, refused):
     code = 1 if "/none" in words and "--steps" not in words and "--out" not in words and "RECIPE" not in message else 2
-    assert message in flow(*words, code=code, cwd=tmp_path).replace("\n", " ")
+    text, found = refused(*words)
+    assert message in text
+    assert found == code
+
+
+WRONG = (
+    ("device=cuda", "device must be one of 'auto', 'cpu'; got 'cuda'"),
+    ("schedule.warmup=-1", "schedule.warmup must be at least 0 images; got -1"),
+    ("condition_dropout=2", "condition_dropout must lie between 0 and 1, a share; got 2"),
+    ("clip=0", "clip must be a positive number; got 0"),
+    ("optimizer.lr=abc", "optimizer.lr must be a positive number; got 'abc'"),
+    ("optimizer.lr=nan", "optimizer.lr must be a positive number; got nan"),
+    ("save.every=-5", "save.every must be a whole number, at least 0; got -5"),
+    ("save.keep=0", "save.keep must be a whole number, at least 1; got 0"),
+    ("net.width=0", "net.width must be a whole number, at least 1; got 0"),
+    ("net.depth=-1", "net.depth must be a whole number, at least 0; got -1"),
+    ("sample.steps=3", "sample.steps must be a list of whole numbers from 1, for example [1, 2, 4]; got 3"),
+    ("shape=[1,9,9]", "shape must be that of the data, [1, 8, 8]; got [1, 9, 9]. Leave shape out"),
+    ("classes=3", "classes must be that of the data, 10; got 3"),
+    ("loss={name='lsd'", "a value that starts with a bracket must be TOML; got \"{name='lsd'\""),
+    ("loss.times=uniform", "LSD's option 'times' must be one of annealed, dyadic_pair, logit_normal_pair, span_pair"),
+    ("coupling=same_class_sequence", "makes sequences of data, which LSD does not take. Use loss.name='autoregressive"),
+    ("net.name=temporal", "one output of a network; Temporal has 4. Use a map that takes them, such as map.name='traj"),
+)
+
+
+@pytest.mark.parametrize(("option", "message"), WRONG)
+def test_options_that_no_run_can_have(option, message, refused):
+    text, code = refused("train", "digits", *TINY, option)
+    assert (message in text, code) == (True, 2), text
+
+
+def test_autoencoders_need_files_and_lengths(refused):
+    latent = ("digits", *TINY, "space.name=latent", "space.autoencoder.name=convolutional")
+    assert "space.autoencoder.path must name the file of its weights; got none" in refused("train", *latent)[0]
+    text, _ = refused("autoencoder", *latent, "space.autoencoder.path=a.pt", "--images", "-5")
+    assert "images and batch must be at least 1 and lr positive; got -5, 128 and 0.001" in text
+
+
+def test_words_that_would_be_ignored_are_refused(run, refused):
+    text, _ = refused("distill", run[0], "digits_distill", "teacher=other")
+    assert "TEACHER is given already, before RECIPE; leave teacher= out" in text
+    for words in (("--sampler", "heun"), ("--grid", "boss"), ("--steps", "7")):
+        text, _ = refused("sample", run[0], "--tolerance", 0.1, *words)
+        assert "--tolerance chooses steps, sampler and grid itself" in text
+    before = sorted(run[0].glob("checkpoints/*"))
+    assert "tangents" in inside("train", "--resume", run[0], "images=960", "--dry-run")
+    assert sorted(run[0].glob("checkpoints/*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--sampler", "3"], "sampler must be a name, a table or an object; got 3"),
+        (["--grid", "[0, 0.5, 1]"], "grid must be a name, a table or an object; got [0, 0.5, 1]"),
+        (["--sampler", "{name='heun'"], "a value that starts with a bracket must be TOML"),
+        (["--guidance", "nan"], "guidance must be a finite scale; got nan. 1 is none"),
+        (["--device", "meta"], "device must be one that this machine has, such as cpu; got 'meta'"),
+        (["--device", "foo"], "device must be one that this machine has, such as cpu; got 'foo'"),
+        (["--seed", 10**22], "a seed and its counters must fit into 64 bits; got (10000000000000000000000, 0)"),
+    ],
+)
+def test_samples_that_cannot_be_drawn(words, message, run, refused):
+    text, code = refused("sample", run[0], "--n", 2, "--steps", 1, *words)
+    assert (message in text, code) == (True, 2), text
+
+
+def test_an_evaluation_is_refused_before_it_begins(run, refused):
+    assert "must be a .json file in an existing folder" in refused("evaluate", run[0], "--out", "nope/e.json")[0]
+    text, _ = refused("evaluate", run[0], "--n", 2, "--out", "e.json")
+    assert "n and the data must be at least 10, to be told apart; got 2 and 359 held out" in text
+
+
+def test_samples_that_are_no_numbers_are_counted(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(flowmaps.Flow, "sample", lambda *a, **k: torch.full((3, 1, 8, 8), math.nan))
+    sampling.sample(run[0], "1,2,2", 3, out=tmp_path / "g.png")
+    assert "warning: 6 of 6 samples are not finite numbers" in capsys.readouterr().err
 
 
 def test_wrong_use_of_the_parser(tmp_path):

@@ -46,7 +46,7 @@ def test_bad_steps_that_are_not_in_a_row_do_not_end_the_run(tmp_path, monkeypatc
     assert load_checkpoint(find_checkpoint(tmp_path / "run")).counters["skipped"] >= 11
 
 
-def test_a_skipped_step_changes_nothing(tmp_path, monkeypatch):
+def test_a_skipped_step_changes_nothing(tmp_path, monkeypatch, capsys):
     """The state after a bad step is the state before it, but for the counters."""
     slow = {"halflife": 1000, "rampup": 10.0}  # an average that is not yet the weights
     train_quickly(small(images=96, ema=slow), tmp_path / "good", monkeypatch)
@@ -56,6 +56,7 @@ def test_a_skipped_step_changes_nothing(tmp_path, monkeypatch):
     train_quickly(more, tmp_path / "good", monkeypatch, resume=find_checkpoint(tmp_path / "good"))
     after = load_checkpoint(find_checkpoint(tmp_path / "good"))
     assert after.counters["skipped"] == 1
+    assert "warning: the last 1 of 4 steps were not finite" in capsys.readouterr().err
     assert same(dict(after.weights), dict(before.weights))
     assert same(dict(after.ema), dict(before.ema))
     assert same(after.optimizer["state"], before.optimizer["state"])

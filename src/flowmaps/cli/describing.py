@@ -55,6 +55,11 @@ def show(name: Annotated[str, typer.Argument(help="A method, kind/method, or rec
         every = [*{n for k in kinds() for n in names(k)}, *recipe_names()]
         close = get_close_matches(method, every, 1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
+        elsewhere = [f"{k}/{method}" for k in kinds() if method in names(k)]
+        if elsewhere:
+            hint = f" There is {' and '.join(elsewhere)}."
+        elif method in kinds():
+            hint = f" To see them all, `flowmaps list {method}`."
         raise ValueError(f"NAME must be a method or a recipe; there is no {name!r}.{hint} See `flowmaps list`.")
     for kind in found:
         thing = find(kind, method)

@@ -1,6 +1,7 @@
 """Verbs that use a run: sample, evaluate."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,12 @@ Guidance = Annotated[
 ]
 Weights = Annotated[str, typer.Option(help="ema: the running average; weights: the last iterate.")]
 Device = Annotated[str, typer.Option(help="For example cpu or cuda.")]
+STEPS = "1,2,4"
 
 
 def sample(
     run: Run,
-    steps: Annotated[str, typer.Option(help="Numbers of steps, comma-separated.")] = "1,2,4",
+    steps: Annotated[str, typer.Option(help="Numbers of steps, comma-separated.")] = STEPS,
     n: Annotated[int, typer.Option("--n", help="Number of samples.")] = 64,
     seed: Seed = 0,
     label: Annotated[int | None, typer.Option(help="Class of all samples; left out, the classes take turns.")] = None,
@@ -28,7 +30,9 @@ def sample(
     grid: Annotated[
         str, typer.Option(help="How times are chosen; `flowmaps list time_grids`. Or a table.")
     ] = "uniform",
-    tolerance: Annotated[float, typer.Option(help="Instead of steps: as few as each sample needs.")] = 0.0,
+    tolerance: Annotated[
+        float, typer.Option(help="Instead of steps, sampler and grid: as few as each sample needs.")
+    ] = 0.0,
     share: Annotated[
         float, typer.Option(help="Of samples within --tolerance: calibrates first, for many samples.")
     ] = 0.0,
@@ -42,6 +46,8 @@ def sample(
         raise ValueError(f"--tolerance must be positive, or 0 to take --steps; got {tolerance}.")
     if share and not tolerance:
         raise ValueError(f"--share must come with a --tolerance; got {share} alone.")
+    if tolerance and (steps, sampler, grid) != (STEPS, "jump", "uniform"):
+        raise ValueError("--tolerance chooses steps, sampler and grid itself; leave --steps, --sampler and --grid out.")
     _writable(out, ".png")
     if raw is not None:
         _writable(raw, ".npz")
@@ -73,6 +79,9 @@ def sample(
                     n, k, seed=seed, label=label, sampler=step, guidance=steer, grid=read_value(grid),
                     callback=lambda done, i=i, k=k: progress.update(i * n + done, f"{k} steps"),
                 ).cpu()  # fmt: skip
+    broken = sum(int((~block.flatten(1).isfinite().all(1)).sum()) for block in blocks.values())
+    if broken:
+        print(f"warning: {broken} of {n * len(blocks)} samples are not finite numbers", file=sys.stderr)
     save_samples(list(blocks.values()), names, out)
     print(f"picture  {out}")
     if raw is not None:
@@ -99,6 +108,8 @@ def evaluate(
 ) -> None:
     """Measure quality against number of evaluations, beside the floors of finite samples."""
     numbers = step_numbers(steps)
+    if out is not None:
+        _writable(out, ".json")
     from ..engine.checkpoint import find_checkpoint
     from ..engine.config import read_config, read_value
     from ..engine.evaluate import evaluate_flow, to_json
@@ -163,9 +174,9 @@ def print_evaluation(run: Path, file: Path | None = None) -> None:
 
 
 def step_numbers(text: str) -> list[int]:
-    """Numbers of steps as typed, "1,2,4", as a list."""
+    """Numbers of steps as typed, "1,2,4", as a list, each once."""
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:

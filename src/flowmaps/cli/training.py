@@ -24,7 +24,7 @@ def train(
     """Train a flow map by a recipe or a TOML file. Ctrl-C saves and says how to continue."""
     words = recipe or []
     if resume is not None:
-        _resume(resume, words, out, quiet)
+        _resume(resume, words, out, dry_run, quiet)
     elif not words or "=" in words[0]:
         from ..engine.config import recipe_names
 
@@ -46,6 +46,8 @@ def distill(
         raise ValueError(
             "RECIPE must be given after TEACHER, for example: flowmaps distill runs/teacher digits_distill"
         )
+    if any(word.startswith("teacher=") for word in words):
+        raise ValueError("TEACHER is given already, before RECIPE; leave teacher= out.")
     _start(words[0], words[1:], {"teacher": str(teacher.resolve())}, out, dry_run, quiet)
 
 
@@ -75,9 +77,7 @@ def _start(
 
     config = override(read_config(find_recipe(recipe)), overrides) | extra
     if dry_run:
-        from ..engine.dry_run import dry_run as check
-
-        print(check(config))
+        _check(config)
         return
     from ..engine.train import train as run
 
@@ -86,7 +86,13 @@ def _start(
     _done(folder)
 
 
-def _resume(path: Path, overrides: list[str], out: Path | None, quiet: bool) -> None:
+def _check(config: dict[str, Any]) -> None:
+    from ..engine.dry_run import dry_run
+
+    print(dry_run(config))
+
+
+def _resume(path: Path, overrides: list[str], out: Path | None, dry_run: bool, quiet: bool) -> None:
     from ..engine.checkpoint import find_checkpoint
     from ..engine.config import ConfigError, override, read_config
     from ..engine.train import train as run
@@ -94,8 +100,11 @@ def _resume(path: Path, overrides: list[str], out: Path | None, quiet: bool) -> 
     if out is not None:
         raise ConfigError("--out and --resume exclude each other; a resumed run goes on in its own folder.")
     checkpoint = find_checkpoint(path)
-    folder = checkpoint.parents[1]
-    run(override(read_config(checkpoint / "run.toml"), overrides), folder, resume=checkpoint, quiet=quiet)
+    folder, config = checkpoint.parents[1], override(read_config(checkpoint / "run.toml"), overrides)
+    if dry_run:
+        _check(config)
+        return
+    run(config, folder, resume=checkpoint, quiet=quiet)
     _done(folder)
 
 

@@ -2,14 +2,24 @@
 
 from collections.abc import Sequence
 
+import torch
+
 
 def check_share(name: str, value: float) -> None:
     """Raise ValueError unless a share lies in [0, 1]."""
     if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie between 0 and 1, a share of the batch; got {value}.")
+        raise ValueError(f"{name} must lie between 0 and 1, a share; got {value}.")
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ValueError unless a value is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
+
+
+def check_device(name: str) -> None:
+    """Raise ValueError unless this machine has a device of that name, and numbers on it."""
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device must be one that this machine has, such as cpu; got {name!r}: {error}") from error

@@ -78,6 +78,11 @@ class MeanVelocity(FlowMap):
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
+        if getattr(net, "outputs", 1) != 1:
+            raise ValueError(
+                f"a mean velocity is one output of a network; {type(net).__name__} has {net.outputs}. Use a map that "
+                "takes them, such as map.name='trajectory', or set net.outputs to 1."
+            )
         self.net = net
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:

@@ -17,8 +17,13 @@ def fold_in(seed: int, *counters: int, device: torch.device | str = "cpu") -> Ge
         device: where the generator draws.
     Returns:
         A freshly seeded generator; different arguments give independent streams.
+    Raises:
+        ValueError: if a number is beyond 64 bits.
     """
-    digest = blake2b(b"".join(int(n).to_bytes(8, "little", signed=True) for n in (seed, *counters)), digest_size=8)
+    try:
+        digest = blake2b(b"".join(int(n).to_bytes(8, "little", signed=True) for n in (seed, *counters)), digest_size=8)
+    except OverflowError as error:
+        raise ValueError(f"a seed and its counters must fit into 64 bits; got {(seed, *counters)}.") from error
     return Generator(device).manual_seed(int.from_bytes(digest.digest(), "little") >> 1)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class SameClassSequence:
     Differs: there a sequence is drawn from the whole of a class that is drawn first; here from the class's part of the
         batch, around each datum.
     """
+
+    makes_sequences: ClassVar[bool] = True
 
     length: int = 5
 

@@ -32,8 +32,10 @@ def train_autoencoder(
     Returns:
         Root mean square error of the means' reconstructions, on held-out data.
     Raises:
-        ConfigError: if the recipe names no autoencoder, or no path for it.
+        ConfigError: if the recipe names no autoencoder, or no path for it, or a number is out of range.
     """
+    if images < 1 or batch < 1 or not lr > 0:
+        raise ConfigError(f"images and batch must be at least 1 and lr positive; got {images}, {batch} and {lr}.")
     config = resolve_config(config)
     table: dict[str, Any] = config["space"].get("autoencoder", {})
     if not table.get("path"):

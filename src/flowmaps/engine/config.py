@@ -1,6 +1,7 @@
 """One TOML file per run: reading, overriding, completing and writing it."""
 
 import copy
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -10,6 +11,7 @@ from typing import Any
 import tomli_w
 
 from ..build import KINDS, construct, resolve
+from ..core.checks import check_choice, check_share
 from .ema import EMA
 from .lora import LoRA
 from .schedule import Schedule
@@ -127,7 +129,9 @@ def read_value(text: str) -> Any:
     """A value as typed: TOML, such as a number or a table { name = "cfg" }, or else a plain string."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except tomllib.TOMLDecodeError as error:
+        if text.strip()[:1] in ("{", "["):
+            raise ConfigError(f"a value that starts with a bracket must be TOML; got {text!r}: {error}.") from error
         return text
 
 
@@ -153,14 +157,8 @@ def resolve_config(config: Mapping[str, Any]) -> Config:
         if unknown:
             raise ConfigError(f"{key} has no option {min(unknown)!r}. Options: {', '.join(DEFAULTS[key])}.")
         full[key] = DEFAULTS[key] | full[key]
-    for key, low in (("images", 1), ("batch", 1), ("workers", 0)):
-        if full[key] < low:
-            raise ConfigError(f"{key} must be at least {low}; got {full[key]}.")
-    if full["precision"] not in ("float32", "bfloat16"):
-        raise ConfigError(f"precision must be 'float32' or 'bfloat16'; got {full['precision']!r}.")
     if full["lora"] and not full["from_teacher"]:
         raise ConfigError("lora updates the weights of a teacher; from_teacher is false. Set from_teacher to true.")
-    full["save"]["every"] = full["save"]["every"] or max(1, full["images"] // 10)
     try:
         for key in _PARTS:
             full[key] = resolve(KINDS[key], full[key])
@@ -169,9 +167,37 @@ def resolve_config(config: Mapping[str, Any]) -> Config:
         if full["lora"]:
             table = vars(construct(LoRA, full["lora"]))
             full["lora"] = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
+        _check_values(full)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    full["save"]["every"] = full["save"]["every"] or max(1, full["images"] // 10)
     return full
+
+
+def _check_values(full: Config) -> None:
+    """Raise ValueError for a value that no run can have."""
+    check_choice("precision", full["precision"], ("float32", "bfloat16"))
+    check_choice("device", full["device"], ("auto", "cpu"))
+    check_share("condition_dropout", full["condition_dropout"])
+    numbers = [("images", full["images"], 1), ("batch", full["batch"], 1), ("workers", full["workers"], 0)]
+    numbers += [(f"save.{key}", full["save"][key], low) for key, low in (("every", 0), ("keep", 1))]
+    numbers += [(f"net.{key}", v, key == "width") for key, v in full["net"].items() if type(v) is int]
+    for name, value, low in numbers:
+        if type(value) is not int or value < low:
+            raise ValueError(f"{name} must be a whole number, at least {int(low)}; got {value!r}.")
+    rate = full["optimizer"].get("lr", 1.0)
+    for name, value in (("clip", full["clip"]), ("optimizer.lr", rate)):
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise ValueError(f"{name} must be a positive number; got {value!r}.")
+    steps = full["sample"]["steps"]
+    if not isinstance(steps, list) or not steps or not all(type(k) is int and k > 0 for k in steps):
+        raise ValueError(f"sample.steps must be a list of whole numbers from 1, for example [1, 2, 4]; got {steps!r}.")
+    coder = full["space"].get("autoencoder")
+    if isinstance(coder, dict) and coder.get("path") == "":
+        raise ValueError(
+            "space.autoencoder.path must name the file of its weights; got none. Choose one, and write it first with "
+            "`flowmaps autoencoder`."
+        )
 
 
 def write_config(config: Mapping[str, Any]) -> str:

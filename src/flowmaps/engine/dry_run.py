@@ -13,7 +13,7 @@ from ..core.random import fold_in, normal, uniform
 from ..core.types import NoSource
 from ..flow import Flow, load
 from .config import Config, ConfigError, resolve_config, write_config
-from .objects import build_optimizer, build_step, open_data
+from .objects import build_optimizer, build_step, open_data, with_data
 
 TOLERANCE = 1e-3  # of the self-test, relative: a central difference in float64 is good to about 1e-6
 
@@ -30,7 +30,7 @@ def dry_run(config: Config) -> str:
     """
     config = resolve_config(config)
     data = open_data(config)
-    config |= {"shape": list(data.shape), "classes": data.classes}
+    config = with_data(config, data)
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
         flow = Flow.built(config, data.shape, data.classes)

@@ -53,7 +53,11 @@ def evaluate_flow(
     Returns:
         {"protocol": ..., "floor": {...}, "rows": [one per number of steps], "residuals": [one per range of spans]}.
     """
-    n = min(n, len(train))
+    n, least = min(n, len(train)), 10 if tests else 2  # two samples for each of five folds
+    if n < least or len(held) < least:
+        raise ValueError(
+            f"n and the data must be at least {least}, to be told apart; got {n} and {len(held)} held out."
+        )
     pick = torch.randperm(len(train), generator=fold_in(seed, 1))[:n].tolist()
     real, real_labels = train.__getitems__(pick)
     unseen, unseen_labels = held.__getitems__(torch.randperm(len(held), generator=fold_in(seed, 2))[:n].tolist())

@@ -36,6 +36,19 @@ def open_data(config: Mapping[str, Any], split: str = "") -> Dataset:
     return data if config["conditional"] else dataclasses.replace(data, labels=None, classes=0)
 
 
+def with_data(config: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
+    """The configuration with the shape of its data and their number of classes.
+
+    Raises:
+        ConfigError: if it says another shape or number.
+    """
+    found: dict[str, Any] = {"shape": list(data.shape), "classes": data.classes}
+    for key, value in found.items():
+        if config[key] and config[key] != value:
+            raise ConfigError(f"{key} must be that of the data, {value}; got {config[key]}. Leave {key} out.")
+    return {**config, **found}
+
+
 def held_out(config: Mapping[str, Any], train: Dataset) -> Dataset:
     """Data that the run does not see; the training data themselves if there are no others."""
     try:
@@ -113,6 +126,11 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
     if teacher is not None and "teacher" in signature(type(coupling)).parameters:  # it draws its pairs from it
         context = {"teacher": _on_this_path(teacher, flow), "interpolant": flow.interpolant}
         coupling = build("couplings", config["coupling"], **context)
+    if getattr(coupling, "makes_sequences", False) and not getattr(loss, "takes_sequences", False):
+        raise ConfigError(
+            f"{type(coupling).__name__} makes sequences of data, which {type(loss).__name__} does not take. Use "
+            "loss.name='autoregressive_flow_matching', map.name='recurrent' and net.name='arflow'."
+        )
     if config["mirror"] and not flow.condition.labelled:
         raise ConfigError("mirror flips images, not the maps that come with them; set mirror to false.")
     return Step(

@@ -23,6 +23,8 @@ class Schedule:
     floor: float = 0.01
 
     def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ValueError(f"schedule.warmup must be at least 0 images; got {self.warmup}.")
         check_share("schedule.hold", self.hold)
         check_share("schedule.floor", self.floor)
         check_choice("schedule.decay", self.decay, ("cosine", "linear", "constant"))

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from .checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_check
 from .config import Config, ConfigError, resolve_config, write_config
 from .ema import EMA, update_average
 from .evaluate import evaluate_flow, quality, to_json
-from .objects import build_optimizer, build_step, held_out, open_data
+from .objects import build_optimizer, build_step, held_out, open_data, with_data
 from .order import Order
 from .pictures import save_samples
 from .progress import ProgressLine
@@ -72,7 +73,7 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
     """
     config = resolve_config(config)
     data = open_data(config)
-    config |= {"shape": list(data.shape), "classes": data.classes}
+    config = with_data(config, data)
     accelerator = _accelerator(config)
     if config["batch"] % accelerator.num_processes:
         raise ConfigError(
@@ -162,6 +163,8 @@ class _Loop:
                     self._save(held, pictures=not stop)
                 if stop:
                     raise TrainingStopped(self._why())
+        if state.streak:
+            print(f"warning: the last {state.streak} of {state.steps} steps were not finite", file=sys.stderr)
 
     def _step(self, x: torch.Tensor, labels: torch.Tensor | None) -> bool:
         """One step of the optimizer; False if the gradient was not finite, and nothing was changed."""
@@ -277,7 +280,8 @@ def _teacher(config: Config, out: Path, quiet: bool) -> Flow | None:
         return None
     path = Path(given) if isinstance(given, str) else out / "teacher"
     if isinstance(given, dict):
-        first = {k: v for k, v in config.items() if k not in ("teacher", "from_teacher", "lora")} | given
+        own = ("teacher", "from_teacher", "lora", "shape", "classes")
+        first = {k: v for k, v in config.items() if k not in own} | given
         if not (path / "run.toml").is_file():
             train(first, path, quiet=quiet)
         elif not _complete(path, int(first["images"])):

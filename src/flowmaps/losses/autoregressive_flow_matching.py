@@ -41,6 +41,7 @@ class AutoregressiveFlowMatching:
     """
 
     learns_map: ClassVar[bool] = False  # the diagonal only: sampling takes solver steps
+    takes_sequences: ClassVar[bool] = True
 
     interpolant: Interpolant = Linear()
     times: TimeLaw = Uniform()
