@@ -109,7 +109,7 @@ def test_overrides():
     [
         ({"imgaes": 3}, "a run has no option 'imgaes'. Did you mean 'images'"),
         ({"images": "many"}, "images must be int; got 'many'"),
-        ({"images": 0}, "images must be at least 1; got 0"),
+        ({"images": 0}, "images must be a whole number, at least 1; got 0"),
         ({"batch": True}, "batch must be int; got True"),
         ({"precision": "half"}, "precision must be 'float32' or 'bfloat16'; got 'half'"),
         ({"save": {"evry": 3}}, "save has no option 'evry'. Options: every, keep"),
