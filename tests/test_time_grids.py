@@ -11,7 +11,7 @@ from flowmaps.core.flow_map import EulerMap, FlowMap
 from flowmaps.core.grid import shortest_path
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.sampling import Euler, Jump, sample, trajectory
-from flowmaps.core.times import TimeLaw
+from flowmaps.core.times import TimeLaw, UniformPair
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.interpolants.variance_exploding import VarianceExploding
 from flowmaps.interpolants.variance_preserving import VariancePreserving
@@ -19,6 +19,7 @@ from flowmaps.oracles.gaussian import Gaussian
 from flowmaps.oracles.mixture import Mixture
 from flowmaps.time_grids.boss import BOSS
 from flowmaps.time_grids.gits import GITS, _deviation
+from flowmaps.time_grids.quantiles import Quantiles
 from flowmaps.time_grids.shortest_path import ShortestPath
 
 
@@ -90,8 +91,10 @@ def test_laws_that_are_grids():
     for law, grid in (("power_noise", "power"), ("uniform", "uniform")):
         times = [build("time_grids", spec)(6, model, x0) for spec in ({"name": "quantiles", "times": law}, grid)]
         assert torch.allclose(*times, atol=1e-12)
-    with pytest.raises(ValueError, match="times must be a law of one time; got UniformPair"):
+    with pytest.raises(ValueError, match="option 'times' must be one of boundary_mixed, .*; got 'uniform_pair'"):
         build("time_grids", {"name": "quantiles", "times": "uniform_pair"})
+    with pytest.raises(ValueError, match="times must be a law of one time; got UniformPair"):
+        Quantiles(UniformPair())
 
 
 def paths_of(steps, last):

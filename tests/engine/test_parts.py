@@ -111,7 +111,7 @@ def test_overrides():
         ({"images": "many"}, "images must be int; got 'many'"),
         ({"images": 0}, "images must be a whole number, at least 1; got 0"),
         ({"batch": True}, "batch must be int; got True"),
-        ({"precision": "half"}, "precision must be 'float32' or 'bfloat16'; got 'half'"),
+        ({"precision": "half"}, "precision must be one of 'float32', 'bfloat16'; got 'half'"),
         ({"save": {"evry": 3}}, "save has no option 'evry'. Options: every, keep"),
         ({"schedule": {"hold": 2}}, "schedule.hold must lie between 0 and 1"),
         ({"ema": {"halflive": 2}}, "EMA has no option 'halflive'. Did you mean 'halflife'"),
