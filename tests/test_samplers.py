@@ -14,6 +14,7 @@ from flowmaps.core.random import Tape, TapeError
 from flowmaps.core.recurrent import Recurrent
 from flowmaps.core.sampling import Euler, Heun, sample
 from flowmaps.guidance.cfg import CFG
+from flowmaps.interpolants.stochastic import Stochastic
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.oracles._reference import Extrapolated
 from flowmaps.samplers.adams_bashforth import AdamsBashforth
@@ -529,6 +530,12 @@ def test_states_of_half_precision_stay_so(spec):
         )
     assert x.dtype == torch.bfloat16
     assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["restart", "gamma"])
+def test_samplers_that_noise_the_source_anew_refuse_latent_noise(name):
+    with pytest.raises(ValueError, match="Stochastic has latent noise, so that the velocity alone does not determine"):
+        build("samplers", name, interpolant=Stochastic())
 
 
 def test_edm_runs_back_to_where_there_are_no_data():

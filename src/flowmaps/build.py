@@ -112,7 +112,8 @@ def construct(cls: Any, options: Mapping[str, Any], **context: Any) -> Any:
             if key in KINDS:
                 _check_built(cls.__name__, key, options.get(key), table[key], hints.get(key, Any))
         elif parameter.default is Parameter.empty:
-            raise ValueError(f"{cls.__name__} needs the option {key!r}. Options: {_listed(known)}.")
+            hint = " Use `flowmaps distill TEACHER RECIPE`, or set teacher to a run." if key == "teacher" else ""
+            raise ValueError(f"{cls.__name__} needs the option {key!r}.{hint} Options: {_listed(known)}.")
     return cls(**table)
 
 

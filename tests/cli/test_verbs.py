@@ -20,7 +20,7 @@ import flowmaps
 from flowmaps.build import kinds, names
 from flowmaps.cli import sampling
 from flowmaps.cli.__main__ import app, main
-from flowmaps.engine.config import recipe_names
+from flowmaps.engine.config import find_recipe, override, read_config, recipe_names
 
 TINY = [
     "images=640", "batch=32", "net.width=16", "net.depth=2", "save.every=320", "device=cpu", "sample.steps=[1, 2]",
@@ -389,14 +389,51 @@ WRONG = (
     ("loss={name='lsd'", "a value that starts with a bracket must be TOML; got \"{name='lsd'\""),
     ("loss.times=uniform", "LSD's option 'times' must be one of annealed, dyadic_pair, logit_normal_pair, span_pair"),
     ("coupling=same_class_sequence", "makes sequences of data, which LSD does not take. Use loss.name='autoregressive"),
+    ("interpolant=stochastic map.name=data_prediction", "Stochastic has latent noise"),
+    ("loss.interpolant=trigonometric", "loss.interpolant must be the path of the run; leave it out"),
+    ("loss={name='mean_flow',velocity='teacher'}", "Use `flowmaps distill TEACHER RECIPE`, or set teacher to a run"),
+    (
+        "interpolant=variance_exploding loss={name='reflected_score_matching'}",
+        "reflects at (-1.0, 1.0), which the space must too; got Euclidean",
+    ),
+    (
+        "loss={name='representation_alignment',encoder='unet',channels=4,dimension=4}",
+        "encoder must take data alone; got UNet, a network of flows",
+    ),
+    ("loss.diagonal=0.5 loss.name=flow_matching", "FlowMatching has no option 'diagonal'"),
     ("net.name=temporal", "one output of a network; Temporal has 4. Use a map that takes them, such as map.name='traj"),
 )
 
 
 @pytest.mark.parametrize(("option", "message"), WRONG)
 def test_options_that_no_run_can_have(option, message, refused):
-    text, code = refused("train", "digits", *TINY, option)
+    text, code = refused("train", "digits", *TINY, *option.split())
     assert (message in text, code) == (True, 2), text
+
+
+def test_another_name_drops_the_options_of_the_one_before(tmp_path):
+    config = read_config(find_recipe("digits"))
+    assert config["loss"] == {"name": "lsd", "diagonal": config["loss"]["diagonal"]}
+    assert override(config, ["loss.name=flow_matching"])["loss"] == {"name": "flow_matching"}
+    assert override(config, ["loss.name=psd", "loss.split=midpoint"])["loss"] == config["loss"] | {
+        "name": "psd", "split": "midpoint"
+    }  # fmt: skip
+    nested = override(config, ["loss=balanced", "loss.loss.name=lsd", "loss.loss.diagonal=0.5"])["loss"]
+    assert nested == {"name": "balanced", "loss": {"name": "lsd", "diagonal": 0.5}}
+
+
+def test_what_is_refused_at_its_first_step_leaves_its_folder_free(refused, tmp_path):
+    words = ("train", "digits", *TINY, "--out", tmp_path / "run", "--quiet")
+    assert "error" in refused(*words, "loss=divergence_distillation")[0]
+    assert not (tmp_path / "run" / "run.toml").exists()
+    inside(*words)
+    assert (tmp_path / "run" / "run.toml").exists()
+
+
+def test_maps_need_their_condition(refused, tmp_path):
+    np.savez(tmp_path / "maps.npz", x=np.zeros((64, 1, 8, 8), np.float32), y=np.zeros((64, 8, 8), np.int64))
+    text, _ = refused("train", "digits", *TINY, f"data={{name='arrays',path='{tmp_path}/maps.npz'}}")
+    assert "labels must be one number for each datum; got maps of (8, 8). Set condition=semantic_map" in text
 
 
 def test_autoencoders_need_files_and_lengths(refused):

@@ -9,6 +9,7 @@ from flowmaps.core import identities
 from flowmaps.core.calculus import Central, Exact
 from flowmaps.core.flow_map import EulerMap, Integrated
 from flowmaps.core.reparametrize import Reparametrized
+from flowmaps.interpolants.stochastic import Stochastic
 from flowmaps.interpolants.variance_preserving import VariancePreserving
 from flowmaps.oracles._reference import Extrapolated
 from flowmaps.oracles.checkerboard import Checkerboard
@@ -88,6 +89,9 @@ def test_a_map_seen_on_another_path_is_the_map_of_that_path(shape):
 def test_a_map_carried_there_and_back_is_unchanged():
     vp, f = VariancePreserving(), gaussian()
     x, s, _, t = draws(64, (3,))
+    for paths in ((Stochastic(), vp), (vp, Stochastic())):
+        with pytest.raises(ValueError, match="Stochastic has latent noise"):
+            Reparametrized(f, *paths)
     back = Reparametrized(Reparametrized(f, f.interpolant, vp), vp, f.interpolant)
     s, t = 0.05 + 0.9 * s, 0.05 + 0.9 * t
     assert (back(x, s, t) - f(x, s, t)).abs().max() < 1e-9

@@ -134,6 +134,14 @@ def test_gradients_agree_between_ranks_and_with_one_process(name, ranks):
             assert (got[key] - value).abs().max() <= 1e-6 * (1 + value.abs().max())
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_trains_in_mixed_precision(name):
+    step = step_for(name)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = gradient(step, step, name, 0)
+    assert all(value.isfinite().all() and value.dtype == torch.float32 for value in found.values())
+
+
 def test_a_law_of_times_hears_the_losses_of_all_ranks(ranks):
     alone = step_for("flow_matching")
     gradient(alone, alone, "flow_matching", 0, 1)

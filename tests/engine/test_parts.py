@@ -36,6 +36,7 @@ from flowmaps.engine.step import Step
 from flowmaps.engine.train import train
 from flowmaps.flow import Flow, load
 from flowmaps.guidance.told import Told
+from flowmaps.losses.flow_matching import FlowMatching
 from flowmaps.nets.mlp import MLP
 from flowmaps.spaces.euclidean import Euclidean
 from flowmaps.weightings.learned import Learned
@@ -191,6 +192,19 @@ def test_a_run_that_cannot_be_built_leaves_its_folder_free(tmp_path):
     train(small(), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match="holds one"):
         train(small(), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize("cond", [None, torch.zeros(4, dtype=torch.long)])
+def test_pairs_and_data_agree_about_conditions(cond):
+    """Stored pairs without labels would train a network with labels without them."""
+
+    class Other(Independent):
+        def __call__(self, x1, cond=None, *, generator=None):
+            return super().__call__(x1, torch.zeros(len(x1)) if cond is None else None, generator=generator)
+
+    step = Step(MeanVelocity(MLP((3,), classes=2, width=8, depth=2)), FlowMatching(), Other(), Euclidean())
+    with pytest.raises(ValueError, match="pairs must have conditions if the data have, and none if not; Other gives"):
+        step(torch.zeros(4, 3), cond)
 
 
 @pytest.mark.slow

@@ -92,12 +92,16 @@ class Interpolant(ABC):
             expand_time(self.beta_dot(t), x),
         )
 
-    def _system(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def refuse_latent(self) -> None:
+        """Raise ValueError if the path has latent noise; for what takes states to be made of source and data alone."""
         if self.latent:
             raise ValueError(
                 f"{type(self).__name__} has latent noise, so that the velocity alone does not determine source, data "
                 "and score. Use a path without latent noise, or train a score beside the velocity."
             )
+
+    def _system(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        self.refuse_latent()
         a, b, a_dot, b_dot = self.coefficients(t, x)
         return a, b, a_dot, b_dot, a * b_dot - a_dot * b
 

@@ -29,6 +29,8 @@ class Reparametrized(FlowMap):
 
     def __init__(self, model: FlowMap, old: Interpolant, new: Interpolant) -> None:
         super().__init__()
+        for path in (old, new):
+            path.refuse_latent()
         self.model, self.old, self.new = model, old, new
 
     def _time(self, t: Tensor) -> Tensor:

@@ -7,11 +7,17 @@ from typing import Any
 import torch
 
 
-def stored(file: str | Path, writer: str) -> dict[str, Any]:
-    """What a torch file holds, which the function `writer` makes; read again only when it has been written again."""
+def stored(file: str | Path, writer: str, *keys: str) -> dict[str, Any]:
+    """The keys of a torch file, which the function `writer` makes; read again only when it has been written again."""
     if not Path(file).is_file():
         raise ValueError(f"stored must name a file; there is none at {Path(file).absolute()}. Write one with {writer}.")
-    return _read(str(file), Path(file).stat().st_mtime_ns)
+    try:
+        held = _read(str(file), Path(file).stat().st_mtime_ns)
+    except Exception as error:  # whatever torch says of a file that is not its own
+        raise ValueError(f"stored must be a file that {writer} wrote; {file} cannot be read: {error!r}") from error
+    if set(held) != set(keys):
+        raise ValueError(f"stored must be a file that {writer} wrote; {file} holds {', '.join(map(str, held))}.")
+    return held
 
 
 @lru_cache(maxsize=4)

@@ -46,7 +46,7 @@ class SemidiscreteOT:
         """
         if not self.stored:
             raise ValueError("semidiscrete_ot must have a file of potentials. Write one with stored_potentials.")
-        held = stored(self.stored, "stored_potentials")
+        held = stored(self.stored, "stored_potentials", "x1", "potentials", "cond", "within_conditions")
         y, g = held["x1"], held["potentials"]
         if y.shape[1:] != x1.shape[1:]:
             raise ValueError(

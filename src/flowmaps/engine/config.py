@@ -5,12 +5,13 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from ..build import KINDS, construct, resolve
+from ..build import KINDS, construct, find, resolve
 from ..core.checks import check_choice, check_share
 from .ema import EMA
 from .lora import LoRA
@@ -23,7 +24,7 @@ else:  # pragma: no cover
 
 Config = dict[str, Any]
 
-# Every key of a run, with its default; `flowmaps show run` prints it.
+# Every key of a run, with its default.
 DEFAULTS: Config = {
     "seed": 0,
     "images": 1_000_000,  # length of the run
@@ -104,10 +105,13 @@ def read_config(path: Path) -> Config:
 def override(config: Config, assignments: Sequence[str]) -> Config:
     """A copy of the tables with "dotted.key=value" applied in order; a value is TOML, or else a plain string.
 
+    A new name keeps the options that it knows too, of those in the table.
+
     Raises:
         ConfigError: if an assignment has no "=" or goes through something that is not a table.
     """
     config = copy.deepcopy(config)
+    typed: set[tuple[str, ...]] = set()
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted.strip():
@@ -121,7 +125,14 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
             if not isinstance(inner, dict):
                 raise ConfigError(f"{dotted} must lead through tables; {'.'.join(outer[: depth + 1])} is {inner!r}.")
             table[key] = table = dict(inner)
-        table[last] = read_value(text)
+        value = read_value(text)
+        if last == "name" and isinstance(value, str) and outer and outer[-1] in KINDS:
+            known = signature(find(KINDS[outer[-1]], value)).parameters
+            for key in set(table) - set(known):  # options of what had the name before
+                if (*outer, key) not in typed:
+                    del table[key]
+        typed.add((*outer, last))
+        table[last] = value
     return config
 
 
@@ -168,6 +179,9 @@ def resolve_config(config: Mapping[str, Any]) -> Config:
             table = vars(construct(LoRA, full["lora"]))
             full["lora"] = {k: list(v) if isinstance(v, tuple) else v for k, v in table.items()}
         _check_values(full)
+        for key in ("loss", "map"):
+            if full[key].get("interpolant", full["interpolant"]) != full["interpolant"]:
+                raise ValueError(f"{key}.interpolant must be the path of the run; leave it out, and set interpolant.")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     full["save"]["every"] = full["save"]["every"] or max(1, full["images"] // 10)

@@ -1,6 +1,7 @@
 """From a resolved configuration to the objects of a run."""
 
 import dataclasses
+import textwrap
 from collections.abc import Mapping
 from inspect import signature
 from typing import Any, cast
@@ -14,7 +15,7 @@ from ..core.random import fold_in
 from ..core.reparametrize import Reparametrized
 from ..core.types import Loss
 from ..data._dataset import Dataset
-from ..flow import Flow
+from ..flow import Flow, load
 from .config import ConfigError
 from .lora import LoRA
 from .step import Step
@@ -46,6 +47,12 @@ def with_data(config: Mapping[str, Any], data: Dataset) -> dict[str, Any]:
     for key, value in found.items():
         if config[key] and config[key] != value:
             raise ConfigError(f"{key} must be that of the data, {value}; got {config[key]}. Leave {key} out.")
+    labels, told = data.labels, config["condition"]["name"]
+    if told == "label" and labels is not None and labels.ndim == 3 and labels.dtype == torch.long:
+        raise ConfigError(
+            f"labels must be one number for each datum; got maps of {tuple(labels.shape[1:])}. Set "
+            "condition=semantic_map."
+        )
     return {**config, **found}
 
 
@@ -67,10 +74,11 @@ def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> L
         "interpolant": flow.interpolant, "shape": flow.state_shape, "classes": flow.classes,
     }  # fmt: skip
     if teacher is not None:
+        spaces = [textwrap.shorten(str(f.space), 80) for f in (teacher, flow)]
         if teacher.shape != flow.shape or teacher.space != flow.space or teacher.classes not in (0, flow.classes):
             raise ConfigError(
                 f"the teacher must have this run's data and space; it has shape {teacher.shape}, {teacher.classes} "
-                f"classes and {teacher.space}, the run {flow.shape}, {flow.classes} and {flow.space}."
+                f"classes and {spaces[0]}, the run {flow.shape}, {flow.classes} and {spaces[1]}."
             )
         context["teacher"] = _on_this_path(teacher, flow)
     elif _needs_teacher(find("losses", config["loss"]["name"])):
@@ -78,7 +86,18 @@ def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> L
             f"the loss {config['loss']['name']!r} learns from a teacher; none is given. Use `flowmaps distill TEACHER "
             "RECIPE`, or set teacher to a run folder."
         )
-    return build("losses", config["loss"], **context)
+    return build("losses", _with_maps(config["loss"], flow), **context)
+
+
+def _with_maps(table: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
+    """The table of a loss, with the maps of the runs that it names: `weak`, of the velocity "autoguided"."""
+
+    def opened(key: str, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return _with_maps(value, flow)
+        return _on_this_path(load(value), flow) if key == "weak" and isinstance(value, str) else value
+
+    return {key: opened(key, value) for key, value in table.items()}
 
 
 def _on_this_path(teacher: Flow, flow: Flow) -> FlowMap:
@@ -130,6 +149,12 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
         raise ConfigError(
             f"{type(coupling).__name__} makes sequences of data, which {type(loss).__name__} does not take. Use "
             "loss.name='autoregressive_flow_matching', map.name='recurrent' and net.name='arflow'."
+        )
+    walls = getattr(loss, "walls", None)
+    if walls is not None and getattr(flow.space, "walls", None) != walls:
+        raise ConfigError(
+            f"{type(loss).__name__} reflects at {walls}, which the space must too; got {flow.space}. Use "
+            f"space.name='reflected', space.low={walls[0]:g} and space.high={walls[1]:g}."
         )
     if config["mirror"] and not flow.condition.labelled:
         raise ConfigError("mirror flips images, not the maps that come with them; set mirror to false.")

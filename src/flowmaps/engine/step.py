@@ -76,6 +76,12 @@ class Step(nn.Module):
         if self.condition is not None:
             cond = self.condition(data, cond, self.space, generator=generator)
         pair = self.coupling(self.space.encode(data, generator=generator), cond, generator=generator)
+        if (pair.cond is None) != (cond is None):
+            raise ValueError(
+                f"pairs must have conditions if the data have, and none if not; {type(self.coupling).__name__} gives "
+                f"{'none' if pair.cond is None else 'some'}. Write its file anew, or set conditional to "
+                f"{'false' if pair.cond is None else 'true'}."
+            )
         if self.condition_dropout and pair.cond is not None:
             pair = self._drop_conditions(pair, generator)
         heard: dict[str, list[Tensor]] = {}

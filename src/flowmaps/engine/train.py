@@ -95,8 +95,6 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
         if accelerator.is_main_process:
             run.write("run.toml", write_config(config))
             run.forget_after(state.images)
-    if fresh:
-        run.begin(config)
     average.to(accelerator.device)
     wrapped, wrapped_optimizer = accelerator.prepare(step, optimizer)
     shown = dataclasses.replace(flow, model=as_map(average, step.loss))
@@ -146,6 +144,7 @@ class _Loop:
                 for group in self.optimizer.param_groups:
                     group["lr"] = self.rate * schedule.factor(state.images, total)
                 finite = self._step(x, labels)
+                self._begin()
                 state.images += batch
                 state.steps += 1
                 state.seconds = time.monotonic() - began
@@ -192,6 +191,11 @@ class _Loop:
         for name, value in sums.items():
             state.window[name] = state.window.get(name, 0.0) + value
         return True
+
+    def _begin(self) -> None:
+        """Make the folder a run, once a step could be taken: what is refused before leaves it free."""
+        if self.state.steps == 0 and self.accelerator.is_main_process:
+            self.run.begin(self.config)
 
     def _logged(self, images: int) -> bool:
         every = max(LOG_STEPS * self.config["batch"], self.config["images"] // LOG_POINTS)

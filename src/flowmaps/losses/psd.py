@@ -81,7 +81,7 @@ def semigroup(
     with stop_gradient():
         first = model.mean_velocity(x, s, r, off.cond)
         y = x + expand_time(r - s, x) * first
-        target = first.lerp(model.mean_velocity(y, r, t, off.cond), expand_time(g, x))
+        target = first + expand_time(g, x) * (model.mean_velocity(y, r, t, off.cond) - first)
     error = square_error(model.mean_velocity(x, s, t, off.cond), target)
     report("semigroup", error)
     return weighting(error, s, t)

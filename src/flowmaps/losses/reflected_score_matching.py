@@ -62,6 +62,11 @@ class ReflectedScoreMatching:
                 "'variance_exploding', for example with sigma_min 0.01 and sigma_max 5 widths of the box."
             )
 
+    @property
+    def walls(self) -> tuple[float, float]:
+        """Where the path is reflected, as the space must."""
+        return self.low, self.high
+
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
         t = self.times(len(pair), pair.x0, generator)

@@ -53,6 +53,11 @@ class RepresentationAlignment:
     def __post_init__(self) -> None:
         if self.block < 1 or self.weight < 0:
             raise ValueError(f"block must be at least 1 and weight >= 0; got {self.block} and {self.weight}.")
+        if getattr(self.encoder, "null_condition", None) is not None:
+            raise ValueError(
+                f"encoder must take data alone; got {type(self.encoder).__name__}, a network of flows. Name one "
+                "of your own, 'my_module:encoder'."
+            )
         if isinstance(self.encoder, nn.Module):
             self.encoder.requires_grad_(False).eval()
         layers = [nn.Linear(self.channels, self.width), nn.SiLU(), nn.Linear(self.width, self.width), nn.SiLU()]

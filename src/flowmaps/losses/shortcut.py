@@ -85,7 +85,7 @@ class Shortcut:
         return self.weighting(error, s, t)
 
     def _half(self, teacher: FlowMap, x: Tensor, s: Tensor, t: Tensor, cond: Any, short: Tensor) -> Tensor:
-        u = teacher.mean_velocity(x, s, torch.where(short, s, t), cond)
+        u = teacher.mean_velocity(x, s, torch.where(short, s, t), cond).to(x.dtype)
         null = teacher.null_condition(len(x))
         if self.scale == 1 or cond is None or null is None:
             return u

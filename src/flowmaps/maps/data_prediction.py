@@ -33,6 +33,7 @@ class DataPrediction(FlowMap):
 
     def __init__(self, net: nn.Module, interpolant: Interpolant = Linear(), least: float = 0.05) -> None:
         super().__init__()
+        interpolant.refuse_latent()
         if least <= 0:
             raise ValueError(f"least must be > 0, since the source vanishes at the data; got {least}.")
         self.net: Any = net

@@ -29,6 +29,7 @@ class NoisePrediction(FlowMap):
 
     def __init__(self, net: nn.Module, interpolant: Interpolant = Linear(), least: float = 0.05) -> None:
         super().__init__()
+        interpolant.refuse_latent()
         if least <= 0:
             raise ValueError(f"least must be > 0, since the data vanish from the state at t = 0; got {least}.")
         self.net: Any = net

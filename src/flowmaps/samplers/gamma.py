@@ -42,6 +42,7 @@ class Gamma:
     interpolant: Interpolant = Linear()
 
     def __post_init__(self) -> None:
+        self.interpolant.refuse_latent()
         check_share("gamma", self.gamma)
         check_choice("rule", self.rule, ("exact", "released"))
         if self.rule == "released" and not isinstance(self.interpolant, Linear):

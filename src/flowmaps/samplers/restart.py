@@ -30,6 +30,9 @@ class Restart:
 
     interpolant: Interpolant = Linear()
 
+    def __post_init__(self) -> None:
+        self.interpolant.refuse_latent()
+
     def __call__(
         self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Any = None,
         generator: Random = None,

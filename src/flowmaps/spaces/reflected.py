@@ -30,6 +30,11 @@ class Reflected:
         if not self.low <= 0 <= self.high or self.low == self.high:
             raise ValueError(f"the box must have the origin in it; got {self.low} to {self.high}. Shift the data.")
 
+    @property
+    def walls(self) -> tuple[float, float]:
+        """The lower wall and the upper."""
+        return self.low, self.high
+
     def encode(self, data: Tensor, *, generator: Random = None) -> Tensor:
         """Data [B, *] -> state [B, *], unchanged.
 
