@@ -473,8 +473,13 @@ def test_samples_that_cannot_be_drawn(words, message, run, refused):
 
 def test_an_evaluation_is_refused_before_it_begins(run, refused):
     assert "must be a .json file in an existing folder" in refused("evaluate", run[0], "--out", "nope/e.json")[0]
-    text, _ = refused("evaluate", run[0], "--n", 2, "--out", "e.json")
-    assert "n and the data must be at least 10, to be told apart; got 2 and 359 held out" in text
+    text, _ = refused("evaluate", run[0], "--n", 1, "--out", "e.json")
+    assert "n and the data must be at least 2, to be compared; got 1 and 359 held out" in text
+
+
+def test_few_samples_are_measured_without_the_tests_that_need_more(run, tmp_path):
+    inside("evaluate", run[0], "--n", 9, "--steps", 1, "--out", tmp_path / "e.json")
+    assert "classifier_two_sample" not in json.loads((tmp_path / "e.json").read_text())["rows"][0]
 
 
 def test_samples_that_are_no_numbers_are_counted(run, tmp_path, monkeypatch, capsys):

@@ -48,16 +48,16 @@ def evaluate_flow(
         guidance: as in `Flow.sample`.
         n: number of samples; no more than there are training data.
         seed: of the samples.
-        tests: whether to run the slow two-sample tests too.
+        tests: whether to run the slow two-sample tests too; with less than ten samples or data they are left out.
         tell: called with what is being done.
     Returns:
         {"protocol": ..., "floor": {...}, "rows": [one per number of steps], "residuals": [one per range of spans]}.
     """
-    n, least = min(n, len(train)), 10 if tests else 2  # two samples for each of five folds
-    if n < least or len(held) < least:
-        raise ValueError(
-            f"n and the data must be at least {least}, to be told apart; got {n} and {len(held)} held out."
-        )
+    n = min(n, len(train))
+    few = min(n, len(held))
+    if few < 2:
+        raise ValueError(f"n and the data must be at least 2, to be compared; got {n} and {len(held)} held out.")
+    tests = tests and few >= 10  # two for each of five folds
     pick = torch.randperm(len(train), generator=fold_in(seed, 1))[:n].tolist()
     real, real_labels = train.__getitems__(pick)
     unseen, unseen_labels = held.__getitems__(torch.randperm(len(held), generator=fold_in(seed, 2))[:n].tolist())
