@@ -31,17 +31,22 @@ def test_a_training_is_measured_when_each_budget_is_spent(tmp_path):
 def test_what_was_measured_is_kept_unless_asked_for_by_name(tmp_path):
     budget = {"images": 512}
     old = [
-        {"loss": m, "seed": 0, "equal": "images", "budget": 512, "error 1": 7.5, "commit": "old"}
+        {"loss": m, "seed": 0, "equal": "images", "budget": 512, "error 1": 7.5, "commit": "12345678"}
         for m in ("lsd", "psd")
     ]
-    other = {"loss": "esd", "seed": 0, "equal": "images", "budget": 1024, "error 1": 7.5, "commit": "old"}
+    other = {"loss": "psd", "seed": 0, "equal": "images", "budget": 1024, "error 1": 7.5, "commit": "1e3456"}
     write_rows(tmp_path / "two_gaussians.csv", [*old, other])
     family.run(tmp_path, asked=["psd"], data=["two_gaussians"], seeds=1, budget=budget)
-    rows = {row["loss"]: row["error 1"] for row in read_rows(tmp_path / "two_gaussians.csv")}
-    assert set(rows) == {"lsd", "psd"}, "another budget is another table"
-    assert rows["lsd"] == 7.5
-    assert rows["psd"] != 7.5
-    assert "old" in (tmp_path / "two_gaussians-images.md").read_text()
+    rows = {(row["loss"], row["budget"]): row for row in read_rows(tmp_path / "two_gaussians.csv")}
+    assert {key: row["error 1"] == 7.5 for key, row in rows.items()} == {
+        ("lsd", 512): True,
+        ("psd", 512): False,
+        ("psd", 1024): True,
+    }
+    assert rows["psd", 1024]["commit"] == "1e3456", "a hash is text, also one that reads as a number"
+    text = (tmp_path / "two_gaussians-images.md").read_text()
+    assert "12345678" in text
+    assert "1e3456" not in text, "another budget is another table"
 
 
 def test_diverged_trainings_are_counted_and_left_out_of_the_mean():

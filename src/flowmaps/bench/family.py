@@ -262,7 +262,7 @@ def run(
     """Measure every method on every data set and write tables, CSV and plots, for each data set and budget.
 
     Every row is written when it is there. What stands in the CSV already, with these budgets, is not measured again,
-    unless its loss is asked for by name: an interrupted run goes on where it stopped.
+    unless its loss is asked for by name: an interrupted run goes on where it stopped. Rows of other budgets stay.
 
     Args:
         out: folder for the results.
@@ -275,14 +275,16 @@ def run(
         if name not in works():
             raise ValueError(f"there are no data {name!r}. Known: {', '.join(works())}.")
         file = out / f"{name}.csv"
-        every = [r for r in read_rows(file) if r["budget"] == budget.get(r["equal"]) and r["loss"] not in asked]
-        found = {(row["loss"], row["seed"]) for row in every}
+        rows = read_rows(file)
+        now = [row for row in rows if row["budget"] == budget.get(row["equal"])]
+        every = [row for row in rows if row not in now or row["loss"] not in asked]
+        found = {(row["loss"], row["seed"]) for row in now if row in every}
         jobs = [(m, name, i, budget) for i in range(seeds) for m in methods(asked) if (m, i) not in found]
-        for rows in in_parallel(measure, jobs):
-            every = sorted([*every, *({**row, "commit": commit()} for row in rows)], key=_order)
+        for new in in_parallel(measure, jobs):
+            every = sorted([*every, *({**row, "commit": commit()} for row in new)], key=_order)
             write_rows(file, every)
         for unit, value in budget.items():
-            rows = [row for row in every if row["equal"] == unit]
+            rows = [row for row in every if (row["equal"], row["budget"]) == (unit, value)]
             title = f"{name}, {value:,} {unit} for each loss, {seeds} seeds"
             rate = "constant rate" if len(budget) > 1 else "rate decayed"
             commits = ", ".join(sorted({row["commit"] for row in rows}))
@@ -327,8 +329,8 @@ def overview(out: Path, unit: str, value: int) -> None:
     write_table(out / f"overview-{unit}.md", table, about, ", ".join(sorted(commits)))
 
 
-def _order(row: Mapping[str, Any]) -> tuple[str, int, str]:
-    return row["loss"], row["seed"], row["equal"]
+def _order(row: Mapping[str, Any]) -> tuple[str, int, str, int]:
+    return row["loss"], row["seed"], row["equal"], row["budget"]
 
 
 ABOUT = (

@@ -215,10 +215,10 @@ def write_rows(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """What `write_rows` wrote, numbers as numbers; none if there is no such file."""
+    """What `write_rows` wrote, numbers as numbers but for the commit; none if there is no such file."""
 
-    def read(text: str) -> Any:
-        for kind in (int, float):
+    def read(key: str, text: str) -> Any:
+        for kind in () if key == "commit" else (int, float):  # a hash of digits alone is no number
             with suppress(ValueError):
                 return kind(text)
         return text
@@ -226,7 +226,7 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     with file.open(newline="") as f:
-        return [{key: read(text) for key, text in row.items() if text} for row in csv.DictReader(f)]
+        return [{key: read(key, text) for key, text in row.items() if text} for row in csv.DictReader(f)]
 
 
 def write_table(file: Path, table: Sequence[Mapping[str, str]], about: str, commits: str = "") -> None:
