@@ -46,11 +46,11 @@ def step_size(s: Tensor, t: Tensor, x: Tensor) -> Tensor:
         t: arrival times [B].
         x: state [B, *].
     Returns:
-        [B, 1, ..., 1], or [1, 1, ..., 1] for one number.
+        [B, 1, ..., 1], or [] for one number.
     """
-    one = s.stride() == t.stride() == (0,) and len(x) > 0
-    h = (t[:1] - s[:1] if one else t - s).to(x.dtype)
-    return h.reshape(-1, *[1] * (x.ndim - 1)) if one else expand_time(h, x)
+    if s.stride() == t.stride() == (0,) and len(x) > 0:
+        return (t[0] - s[0]).to(x.dtype)
+    return expand_time((t - s).to(x.dtype), x)
 
 
 def square_error(a: Tensor, b: Tensor) -> Tensor:
