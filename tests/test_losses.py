@@ -31,8 +31,6 @@ LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
 # Losses that draw nothing themselves.
 DETERMINISTIC = {
     "progressive_distillation-1",
-    "consistency_mid_training",
-    "consistency_mid_training-jump",
     "one_step_distillation",
     "trajectory_distillation",
     "boss-[0.0, 1.0]",
