@@ -362,6 +362,34 @@ def test_empty_shares(name, share):
         assert torch.equal(*both), "with the whole batch on the diagonal it is flow matching"
 
 
+def test_both_parts_of_a_small_batch_learn():
+    """Rounding alone would give a batch of two to the diagonal."""
+    x = torch.randn(40, 3, generator=stream())
+    for n in range(2, 40):
+        for share in (1e-3, 0.1, 0.5, 0.75, 0.875, 0.999):
+            first, rest = Pair(x[:n]).split(share)
+            assert min(len(first), len(rest)) >= 1
+            assert torch.equal(torch.cat([first.x0, rest.x0]), x[:n])
+            if 0 < round(share * n) < n:
+                assert len(first) == round(share * n)
+    assert [[len(part) for part in Pair(x[:1]).split(share)] for share in (0.25, 0.75)] == [[0, 1], [1, 0]]
+    assert [[len(part) for part in Pair(x[:9]).split(share)] for share in (0.0, 1.0)] == [[0, 9], [9, 0]]
+
+
+def test_balanced_counts_its_parts_as_the_loss_does():
+    """Two samples, of which a share of 0.75 leaves one off the diagonal: it counts as much as the other."""
+    flow, pair = gaussian(), pairs(gaussian(), 2, stream())
+    model = true_model(flow, (3,))
+    torch.nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
+    plain = {"name": "mean_flow", "diagonal": 0.75}
+    loss, balanced = (
+        made(v, flow)(model, pair, generator=stream(1)) for v in (plain, {"name": "balanced", "loss": plain})
+    )
+    assert torch.equal(balanced[0], loss[0])
+    assert abs(balanced[1] / loss[0] - 1) < 1e-3, "but for the offset"
+    assert abs(balanced[1] / loss[1] - 1) > 0.1
+
+
 @pytest.mark.parametrize("name", ["mean_flow", "lsd", "psd", "esd", "improved_mean_flow"])
 def test_target_and_prediction_share_dropout(name):
     """With t = s, a zero net but for dropout noise would see two masks; the loss of a shared mask is deterministic."""

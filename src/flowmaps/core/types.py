@@ -75,9 +75,19 @@ class Pair:
         return len(self.x0)
 
     def split(self, share: float) -> tuple["Pair", "Pair"]:
-        """The first round(share * B) pairs, and the rest."""
-        k = round(share * len(self))
+        """The first `part_size(share, B)` pairs, and the rest."""
+        k = part_size(share, len(self))
         return self[:k], self[k:]
+
+
+def part_size(share: float, n: int) -> int:
+    """How many of n samples a share of them is: rounded, but neither none nor all for a share between 0 and 1.
+
+    So both parts of a small batch learn, and not the larger one alone. A single sample cannot be in both: it is in the
+    first part for a share above 1/2 and in the rest otherwise, in every step.
+    """
+    k = round(share * n)
+    return min(max(k, 1), n - 1) if 0 < share < 1 and n > 1 else k
 
 
 class Loss(Protocol):
