@@ -57,14 +57,28 @@ def test_plug_in_is_exact_for_the_batch_as_data(shape):
     assert torch.equal(v[6:], w[6:])
 
 
-def test_plug_in_keeps_to_the_label():
+CODES = torch.arange(16) % 2
+CONDITIONS = {
+    "labels": CODES,
+    "texts": torch.stack([torch.ones(16), CODES + 1.0, torch.zeros(16)], 1).long(),
+    "spatial": {"label": torch.zeros(16).long(), "spatial": CODES.double().reshape(16, 1, 1, 1).expand(16, 2, 4, 4)},
+    "nested": [{"label": CODES}, torch.zeros(16, 2)],
+}
+
+
+@pytest.mark.parametrize("cond", CONDITIONS.values(), ids=CONDITIONS)
+def test_plug_in_keeps_to_the_condition(cond):
     flow = eight_gaussians()
     pair, x, w, s = drawn(flow, 16)
-    labels = torch.arange(16) % 2
-    v = PlugIn(share=1.0)(flow, type(pair)(pair.x0, pair.x1, labels), x, w, s)
+    v = PlugIn(share=1.0)(flow, type(pair)(pair.x0, pair.x1, cond), x, w, s)
     for k in (0, 1):
-        mine = labels == k
+        mine = torch.eq(CODES, k)
         assert (v[mine] - Mixture(pair.x1[mine], 1e-6).velocity(x[mine], s[mine])).abs().max() < 1e-8
+
+
+def test_plug_in_refuses_latent_noise():
+    with pytest.raises(ValueError, match="Stochastic has latent noise"):
+        build("velocities", {"name": "plug_in", "interpolant": "stochastic"})
 
 
 class Labelled(FlowMap):

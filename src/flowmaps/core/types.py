@@ -47,6 +47,18 @@ def same_condition(cond: Any, other: Any) -> Tensor:
     return torch.stack(equal).all(0)
 
 
+def equal_conditions(cond: Any, other: Any) -> Tensor:
+    """Which samples of two sets have equal conditions, [A, B]; built alike, with tensors in them."""
+    equal: list[Tensor] = []
+
+    def compare(a: Tensor, b: Tensor) -> Tensor:
+        equal.append((a.reshape(len(a), 1, -1) == b.reshape(1, len(b), -1)).all(2))
+        return a
+
+    map_condition(compare, cond, other)
+    return torch.stack(equal).all(0)
+
+
 @dataclass(frozen=True)
 class Pair:
     """A coupled draw.
