@@ -76,6 +76,19 @@ def test_plug_in_keeps_to_the_condition(cond):
         assert (v[mine] - Mixture(pair.x1[mine], 1e-6).velocity(x[mine], s[mine])).abs().max() < 1e-8
 
 
+def test_plug_in_and_arrival_at_the_data_are_independent():
+    """As one recipe combines them: each falls on half of the batch, both on a quarter."""
+    flow, law, g, both = gaussian(), build("training_times", {"name": "to_data", "share": 0.5}), stream(), []
+    pair, x, w, s = drawn(flow, 16)
+    plugged = (PlugIn(share=0.5)(flow, pair, x, w, s) != w).any(1)
+    for _ in range(400):
+        arrives = law(16, x, g)[1] == 1
+        assert int(arrives.sum()) == int(plugged.sum()) == 8
+        both.append(float((arrives & plugged).sum()) / 16)
+    # Hypergeometric, of deviation 1.03 in 16 samples: five standard errors of 400 of them.
+    assert abs(sum(both) / 400 - 0.25) < 5 * 1.03 / 16 / 20
+
+
 def test_plug_in_refuses_latent_noise():
     with pytest.raises(ValueError, match="Stochastic has latent noise"):
         build("velocities", {"name": "plug_in", "interpolant": "stochastic"})
