@@ -25,8 +25,8 @@ class ToData(PairLaw):
         times: the law of the pairs.
     Source: the falling share: Lin, Hu, Ren & others, On the design of one-step diffusion via shortcutting flow paths,
         2025, arXiv:2512.11831 (released code, loss/esc_loss.py).
-    Differs: the share is exact, where the released code draws a coin per sample; which samples it falls on is drawn too,
-        so that it is independent of what others, such as the velocity "plug_in", do to a part of the batch.
+    Differs: the share is exact, where the released code draws a coin per sample; where it falls is drawn, so that it is
+        independent of what others, such as the velocity "plug_in", do to a part of the batch.
     """
 
     share: float = 1.0
