@@ -5,9 +5,10 @@ import torch
 from truth import SHAPES, eight_gaussians, gaussian, stream, true_model
 
 from flowmaps.build import build, names
-from flowmaps.core.flow_map import FlowMap
+from flowmaps.core.flow_map import FlowMap, MeanVelocity
 from flowmaps.core.target import Average
 from flowmaps.couplings.independent import Independent
+from flowmaps.nets.mlp import MLP
 from flowmaps.oracles.gaussian import Gaussian
 from flowmaps.oracles.mixture import Mixture
 from flowmaps.velocities.autoguided import Autoguided
@@ -119,6 +120,22 @@ def test_guided_mixes_inside_the_interval_and_with_labels():
     assert torch.equal(Guided()(flow, type(pair)(pair.x0, pair.x1), x, w, s), w), "no condition, no guidance"
     with pytest.raises(ValueError, match="kappa != 1 and 0 <= low <= high <= 1"):
         Guided(kappa=1.0)
+
+
+@pytest.mark.parametrize("source", [Guided(), GuidedAsTold(highest=3.0)], ids=lambda s: type(s).__name__)
+def test_what_guidance_compares_has_one_dropout_mask(source):
+    """A network that ignores its label has nothing to exaggerate, whatever the mask."""
+    torch.manual_seed(0)
+    net = MLP((3,), classes=2, width=16, depth=2, dropout=0.5)
+    torch.nn.init.zeros_(net.labels.table.weight)
+    model = MeanVelocity(net).train()
+    pair, x, w, s = drawn(gaussian(), 16)
+    pair = type(pair)(pair.x0, pair.x1, torch.arange(16) % 2)
+    pair = source.tell(model, pair, stream()) if isinstance(source, GuidedAsTold) else pair
+    before = torch.get_rng_state()
+    assert (source(model, pair, x, w, s) - w).abs().max() < 1e-12
+    assert torch.equal(torch.get_rng_state(), before), "and the prediction that follows has it too"
+    assert (model.velocity(x, s) - model.velocity(x, s)).abs().max() > 1e-2
 
 
 def test_guided_as_told_moves_by_the_scale_that_it_draws():
