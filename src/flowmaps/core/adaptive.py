@@ -11,7 +11,7 @@ from torch import Tensor
 from .flow_map import Counted, FlowMap
 from .sampling import Jump, RungeKutta4, sample
 from .shapes import square_error
-from .types import Sampler, map_condition
+from .types import Sampler, chosen
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def sample_to_tolerance(
     out, before, left = x.clone(), x, torch.arange(len(x), device=x.device)
     evaluations, error = torch.zeros_like(left), x.new_zeros(len(x))
     for i, rung in enumerate(rungs):
-        end, calls = rung.climb(model, x[left], _chosen(cond, left))
+        end, calls = rung.climb(model, x[left], chosen(cond, left))
         out[left] = end
         evaluations[left] += calls
         if i > 0:
@@ -111,10 +111,3 @@ def sample_to_tolerance(
             break
         before = end
     return Adapted(out, evaluations, error)
-
-
-def _chosen(cond: Any, i: Tensor) -> Any:
-    def selected(c: Tensor) -> Tensor:
-        return c[i]
-
-    return map_condition(selected, cond)

@@ -35,6 +35,15 @@ def map_condition(f: Callable[..., Tensor], cond: Any, *others: Any) -> Any:
     return cond
 
 
+def chosen(cond: Any, i: slice | Tensor) -> Any:
+    """What a slice or an index tensor selects of a condition."""
+
+    def selected(c: Tensor) -> Tensor:
+        return c[i]
+
+    return map_condition(selected, cond)
+
+
 def same_condition(cond: Any, other: Any) -> Tensor:
     """Whether the conditions of each sample are equal, [B]; two conditions of the same build, with tensors in them."""
     equal: list[Tensor] = []
@@ -77,11 +86,7 @@ class Pair:
 
     def __getitem__(self, i: slice | Tensor) -> "Pair":
         """The pairs selected by a slice or an index tensor."""
-
-        def selected(c: Tensor) -> Tensor:
-            return c[i]
-
-        return Pair(*(map_condition(selected, part) for part in (self.x0, self.x1, self.cond, self.penalty)))
+        return Pair(*(chosen(part, i) for part in (self.x0, self.x1, self.cond, self.penalty)))
 
     def __len__(self) -> int:
         return len(self.x0)
