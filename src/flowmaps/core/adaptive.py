@@ -21,7 +21,7 @@ class Adapted:
     Args:
         x: states at time 1 [B, *].
         evaluations: of the map, per sample [B].
-        error: estimate of the error of x [B], root mean square per dimension.
+        error: estimate of the error of x [B], root mean square per dimension, in float32 or better.
     """
 
     x: Tensor
@@ -97,7 +97,8 @@ def sample_to_tolerance(
     if len(rungs) < 2:
         raise ValueError(f"there must be at least two rungs, one to be compared with the other; got {len(rungs)}.")
     out, before, left = x.clone(), x, torch.arange(len(x), device=x.device)
-    evaluations, error = torch.zeros_like(left), x.new_zeros(len(x))
+    evaluations = torch.zeros_like(left)
+    error = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     for i, rung in enumerate(rungs):
         end, calls = rung.climb(model, x[left], chosen(cond, left))
         out[left] = end
