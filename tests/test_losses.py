@@ -469,6 +469,14 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
         ({"name": "alpha_flow", "begin": 5, "end": 4}, "begin and end must satisfy 0 <= begin <= end; got 5 and 4"),
         ({"name": "split_mean_flow", "split": "thirds"}, "split must be one of 'uniform', 'midpoint'; got 'thirds'"),
         ({"name": "shortcut", "diagonal": -0.5}, "diagonal must lie between 0 and 1, a share; got -0.5"),
+        (
+            {"name": "shortcut", "shortest": 1 / 128},
+            "shortest must be the shortest span of times, 0.015625 for 7 levels",
+        ),
+        (
+            {"name": "shortcut", "times": {"name": "dyadic_pair", "levels": 8}},
+            "times, 0.0078125 for 8 levels; got 0.015625. Set both",
+        ),
         ({"name": "soflow", "last": 0.0}, "steps must satisfy 0 < last <= first <= 1; got 0.0 and 0.1"),
         ({"name": "terminal_velocity_matching", "scale": 0.0}, "scale must be > 0"),
         ({"name": "align_your_flow", "residual": "both"}, "residual must be one of 'eulerian', 'lagrangian'"),

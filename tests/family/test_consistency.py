@@ -124,6 +124,10 @@ def test_schedules_of_the_papers():
     width = [(noise_level(s) ** (1 / 7) - noise_level(e) ** (1 / 7)).item() for s, e in grids]
     whole = 80 ** (1 / 7) - 0.002 ** (1 / 7)
     assert [round(whole / w) for w in width] == [10, 10, 20, 1280, 1280]
+    uneven = build("spacings", {"name": "doubling", "first": 10, "last": 100, "images": 500})
+    grids = [uneven(torch.tensor([0.5]), k) for k in (0, 100, 200, 300, 399, 400, 499, 900)]
+    width = [(noise_level(s) ** (1 / 7) - noise_level(e) ** (1 / 7)).item() for s, e in grids]
+    assert [round(whole / w) for w in width] == [10, 20, 40, 80, 80, 100, 100, 100], "no power of two between them"
 
 
 @pytest.mark.parametrize("name", ["karras", "doubling", "uniform"])

@@ -183,7 +183,8 @@ def test_shortcuts_take_euler_steps_for_the_shortest_span_only(shape):
 def test_shortcuts_learn_from_the_average(shape):
     flow = gaussian(shape)
     model, pair = true_model(flow, shape), pairs(flow, 14, stream())
-    loss = begun(build("losses", {"name": "shortcut", "diagonal": 0.0, "shortest": 0.0}), model)
+    options = {"diagonal": 0.0, "shortest": 0.0, "times": "uniform_pair"}
+    loss = begun(build("losses", {"name": "shortcut", **options}), model)
     assert averages(loss)[0].decay == 0.999
     nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
     s, t = loss.times(14, pair.x0, stream(4))
