@@ -34,6 +34,18 @@ def test_nested_tables_context_and_defaults():
     assert build("losses", own, interpolant=Trigonometric()).interpolant == Linear(), "the table wins over the context"
 
 
+def test_none_drops_what_the_context_gives():
+    """A table has no null; consistency tuned from a teacher's weights learns without it."""
+    flow, table = gaussian(), {"name": "consistency", "teacher": "none", "spacing": "ratio"}
+    assert build("losses", "consistency", teacher=flow).teacher is flow
+    assert build("losses", table, teacher=flow).teacher is None
+    assert (
+        build("losses", {"name": "balanced", "loss": {"name": "ctm", "teacher": "none"}}, teacher=flow).loss.teacher
+        is None
+    )
+    assert resolve("losses", table)["teacher"] == "none"
+
+
 @pytest.mark.parametrize(
     ("kind", "spec", "message"),
     [
@@ -46,6 +58,13 @@ def test_nested_tables_context_and_defaults():
         ("losses", {"name": "lsd", "diagonal": "half"}, "LSD's option 'diagonal' must be float; got 'half'"),
         ("losses", {"name": "lsd", "diagonal": True}, "must be float; got True"),
         ("losses", {"name": "lmd"}, "LMD needs the option 'teacher'"),
+        (
+            "losses",
+            {"name": "lmd", "teacher": "none"},
+            "LMD's option 'teacher' must be left to the run, whose teacher it is; got 'none'. Set the run's teacher",
+        ),
+        ("losses", {"name": "ctm", "teacher": "runs/one"}, "whose teacher it is, or be none; got 'runs/one'"),
+        ("losses", {"name": "lsd", "interpolant": "none"}, "no interpolants named 'none'"),
         ("losses", {"diagonal": 0.5}, "a table for losses must have a name"),
         ("losses", {"name": "lsd", "times": {"name": "uniform_pear"}}, "Did you mean 'uniform_pair'"),
         ("losses", "nowhere.at_all:Loss", "must name an importable 'package.module:Class'"),

@@ -49,6 +49,26 @@ def test_the_central_difference_agrees_to_the_square_of_its_step(variant, shape)
     )
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("path", ["linear", "variance_preserving"])
+@pytest.mark.parametrize("name", ["scm", "mean_flow", "lsd"])
+def test_the_central_difference_close_to_noise_and_data(name, path, shape):
+    """Half of the times closer to an end than the step: beyond it paths are no numbers, or the data are divided by 0."""
+    flow = gaussian(shape, build("interpolants", path))
+    model, pair = true_model(flow, shape), pairs(flow, 24, stream())
+    torch.nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
+    near, options = {"name": "boundary_mixed", "start": 0.25, "end": 0.25, "width": 0.001}, {}
+    if name == "scm":
+        options = {"times": near, "stabiliser": "unchanged"}
+    else:
+        options = {"times": {"name": "span_pair", "span": near}, "diagonal": 0.0}
+    loss = {"name": name, **options}
+    rough = errors(lambda jvp: made(loss, flow, jvp=jvp), model, pair, model.net.head, (0.004, 0.002))
+    assert all(0 < e < 0.1 for both in rough for e in both)
+    if path == "linear":  # the other bends at the data over 1e-4, much less than the step
+        assert all(abs(slope(both) - 2) < 0.2 for both in zip(*rough, strict=True))
+
+
 def test_the_central_difference_of_a_network_with_a_divergence_head():
     torch.manual_seed(0)
     model = DivergenceHead(MLP((3,), width=16, depth=2, outputs=2))

@@ -195,6 +195,32 @@ def test_sampling_to_a_tolerance():
     assert torch.allclose(calibrated.x, flow.sample(5, 2, seed=3))
 
 
+def test_tolerance_sampling_and_calibration_keep_each_sample_to_its_condition():
+    """A state that moves by its condition; every third swings on the way, and needs a solver."""
+
+    class Told(FlowMap):
+        def mean_velocity(self, x, s, t, cond=None):
+            swing = 9 * cond["swing"] * torch.cos(9 * s)
+            return (cond["move"] + swing)[:, None].expand_as(x)
+
+    flow, move = dataclasses.replace(flow_of(), model=Told()), torch.arange(9.0)
+    still, some = torch.zeros(9), (torch.arange(9) % 3 == 0).double()
+    starts = flow.sample(9, 1, seed=3, cond={"move": still, "swing": still})
+    result = flow.sample_to_tolerance(9, 0.01, seed=3, batch=4, cond={"move": move, "swing": some})
+    end = move + math.sin(9.0) * some
+    assert (result.x - starts - end[:, None]).abs().max() < 0.01
+    assert torch.equal(result.evaluations > 12, some == 1)
+    probe = torch.full((40,), 1.0)
+    for swing in (0.0, 1.0):
+        rungs = flow.calibrate(0.01, probe=40, batch=16, cond={"move": probe, "swing": swing * probe})
+        spent = flow.sample_to_tolerance(9, rungs, cond={"move": move, "swing": swing * torch.ones(9)}).evaluations
+        assert (spent == 3).all() if swing == 0 else (spent > 10).all()
+    with pytest.raises(ValueError, match="cond must have one row for each of 256 samples"):
+        flow.calibrate(0.01, cond={"move": probe, "swing": probe})
+    with pytest.raises(ValueError, match="cond takes the place of label"):
+        flow.sample_to_tolerance(9, 0.01, label=0, cond={"move": move})
+
+
 def test_calibration_is_for_the_label_and_the_guidance_that_are_given():
     class Turning(FlowMap):
         """Label 1 swings, in Euler steps; all others stand still."""

@@ -31,8 +31,6 @@ LOSSES = [name for name in names("losses") if name not in ELSEWHERE]
 # Losses that draw nothing themselves.
 DETERMINISTIC = {
     "progressive_distillation-1",
-    "consistency_mid_training",
-    "consistency_mid_training-jump",
     "one_step_distillation",
     "trajectory_distillation",
     "boss-[0.0, 1.0]",
@@ -364,6 +362,34 @@ def test_empty_shares(name, share):
         assert torch.equal(*both), "with the whole batch on the diagonal it is flow matching"
 
 
+def test_both_parts_of_a_small_batch_learn():
+    """Rounding alone would give a batch of two to the diagonal."""
+    x = torch.randn(40, 3, generator=stream())
+    for n in range(2, 40):
+        for share in (1e-3, 0.1, 0.5, 0.75, 0.875, 0.999):
+            first, rest = Pair(x[:n]).split(share)
+            assert min(len(first), len(rest)) >= 1
+            assert torch.equal(torch.cat([first.x0, rest.x0]), x[:n])
+            if 0 < round(share * n) < n:
+                assert len(first) == round(share * n)
+    assert [[len(part) for part in Pair(x[:1]).split(share)] for share in (0.25, 0.75)] == [[0, 1], [1, 0]]
+    assert [[len(part) for part in Pair(x[:9]).split(share)] for share in (0.0, 1.0)] == [[0, 9], [9, 0]]
+
+
+def test_balanced_counts_its_parts_as_the_loss_does():
+    """Two samples, of which a share of 0.75 leaves one off the diagonal: it counts as much as the other."""
+    flow, pair = gaussian(), pairs(gaussian(), 2, stream())
+    model = true_model(flow, (3,))
+    torch.nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
+    plain = {"name": "mean_flow", "diagonal": 0.75}
+    loss, balanced = (
+        made(v, flow)(model, pair, generator=stream(1)) for v in (plain, {"name": "balanced", "loss": plain})
+    )
+    assert torch.equal(balanced[0], loss[0])
+    assert abs(balanced[1] / loss[0] - 1) < 1e-3, "but for the offset"
+    assert abs(balanced[1] / loss[1] - 1) > 0.1
+
+
 @pytest.mark.parametrize("name", ["mean_flow", "lsd", "psd", "esd", "improved_mean_flow"])
 def test_target_and_prediction_share_dropout(name):
     """With t = s, a zero net but for dropout noise would see two masks; the loss of a shared mask is deterministic."""
@@ -443,6 +469,14 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
         ({"name": "alpha_flow", "begin": 5, "end": 4}, "begin and end must satisfy 0 <= begin <= end; got 5 and 4"),
         ({"name": "split_mean_flow", "split": "thirds"}, "split must be one of 'uniform', 'midpoint'; got 'thirds'"),
         ({"name": "shortcut", "diagonal": -0.5}, "diagonal must lie between 0 and 1, a share; got -0.5"),
+        (
+            {"name": "shortcut", "shortest": 1 / 128},
+            "shortest must be the shortest span of times, 0.015625 for 7 levels",
+        ),
+        (
+            {"name": "shortcut", "times": {"name": "dyadic_pair", "levels": 8}},
+            "times, 0.0078125 for 8 levels; got 0.015625. Set both",
+        ),
         ({"name": "soflow", "last": 0.0}, "steps must satisfy 0 < last <= first <= 1; got 0.0 and 0.1"),
         ({"name": "terminal_velocity_matching", "scale": 0.0}, "scale must be > 0"),
         ({"name": "align_your_flow", "residual": "both"}, "residual must be one of 'eulerian', 'lagrangian'"),

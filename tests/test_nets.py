@@ -10,7 +10,8 @@ from truth import draws
 from flowmaps.build import build, names
 from flowmaps.core.calculus import Central, Exact, d_dt, stopped_derivative
 from flowmaps.core.flow_map import MeanVelocity
-from flowmaps.nets._embedding import TwoTimes, wave_features
+from flowmaps.core.text import wave_features
+from flowmaps.nets._embedding import TwoTimes
 
 SMALL = {
     "blockwise_dit": {"width": 32, "segments": 3, "trunk": 1, "depth": 1, "residual": 1, "heads": 2, "rank": 8},

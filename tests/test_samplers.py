@@ -199,6 +199,17 @@ def test_fresh_noise_is_drawn_from_the_stream(variant):
         assert torch.equal(*(sample(flow, x0, [0.0, 1.0], sampler=sampler, generator=stream(i)) for i in (1, 2)))
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("path", ["variance_exploding", "variance_preserving"])
+@pytest.mark.parametrize("name", RANDOM)
+def test_no_noise_is_added_at_the_data_where_the_path_keeps_some(name, path, shape):
+    flow = gaussian(shape, build("interpolants", path))
+    sampler, x = build("samplers", name, interpolant=flow.interpolant), torch.randn(4, *shape, generator=stream())
+    s, one = torch.full((4,), 0.7), torch.ones(4)
+    assert flow.interpolant.alpha(one).min() > 1e-3
+    assert (sampler(flow, x, s, one, generator=stream())[0] - flow(x, s, one)).abs().max() < 1e-12
+
+
 def test_the_released_gamma_rule_loses_noise():
     """All data at zero: at t = 1/2 the state is noise of deviation 1/2; with gamma = 0.9 the rule leaves 0.39."""
     flow = gaussian()

@@ -12,12 +12,14 @@ from flowmaps.build import build, find, names
 from flowmaps.core.flow_map import EulerMap, FlowMap, MeanVelocity
 from flowmaps.core.random import PerSample
 from flowmaps.core.sampling import sample
+from flowmaps.core.text import Text
 from flowmaps.core.types import Pair
 from flowmaps.couplings.independent import Independent
 from flowmaps.couplings.reflow import Reflow, stored_pairs
+from flowmaps.critics.discriminator import Discriminator
 from flowmaps.engine.step import Step
 from flowmaps.guidance.cfg import CFG
-from flowmaps.nets._embedding import Condition, Text
+from flowmaps.nets._embedding import Condition
 from flowmaps.oracles.mixture import Mixture
 from flowmaps.samplers.heun import Heun
 from flowmaps.spaces.euclidean import Euclidean
@@ -51,6 +53,28 @@ def texts(n, seed=0, words=3):
     tokens = torch.arange(1, 2 * words, 2) + pick.long()
     tokens[0] = 0
     return tokens
+
+
+def test_a_discriminator_reads_texts():
+    """Each word counts, and its place; padding does not; a new one has no opinion about words."""
+    torch.manual_seed(0)
+    judge, x = Discriminator(SHAPE, vocabulary=7, width=16), torch.randn(4, *SHAPE, generator=stream())
+    said = torch.tensor([[1, 3, 5], [2, 3, 5], [3, 1, 5], [0, 0, 0]])
+    first = judge.net(x, said)
+    assert torch.equal(first, judge.net(x, None))
+    nn.init.normal_(judge.net.label.mix[-1].weight)
+    same = x[:1].expand(4, *SHAPE)
+    found = judge.net(same, said)
+    assert len(found.unique()) == 4
+    assert (judge.net(same, nn.functional.pad(said, (0, 2))) - found).abs().max() < 1e-12
+    whole = {"label": {"label": said, "spatial": x}, "guidance": torch.ones(4)}
+    assert torch.equal(judge.net(same, whole), found)
+    with pytest.raises(ValueError, match=r"was built for labels \[B\]; got a condition of shape \(4, 3\)"):
+        Discriminator(SHAPE, 3)(x, Pair(x, x, said))
+    with pytest.raises(ValueError, match=r"was built for token ids \[B, L\]; got a condition of shape \(4,\)"):
+        judge(x, Pair(x, x, torch.zeros(4, dtype=torch.long)))
+    with pytest.raises(ValueError, match="labels or texts; got 3 classes and a vocabulary of 7"):
+        Discriminator(SHAPE, 3, vocabulary=7)
 
 
 # How networks read texts

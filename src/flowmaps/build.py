@@ -85,7 +85,8 @@ def build(kind: str, spec: str | Mapping[str, Any], **context: Any) -> Any:
     Args:
         kind: the folder, for example "losses".
         spec: a name, or a table with `name` and options.
-        context: values for parameters of the same name (interpolant, teacher, shape, ...) that the table leaves open.
+        context: values for parameters of the same name (interpolant, teacher, shape, ...) that the table leaves open;
+            "none" in the table drops one, where an object can do without: teacher = "none".
     Returns:
         The object.
     Raises:
@@ -102,7 +103,15 @@ def construct(cls: Any, options: Mapping[str, Any], **context: Any) -> Any:
     for key, value in table.items():
         if key not in known:
             raise ValueError(f"{cls.__name__} has no option {key!r}.{_nearest(key, known)} Options: {_listed(known)}.")
-        if key in KINDS and isinstance(value, (str, Mapping)):
+        if value == "none" and key in CONTEXT and known[key].default is None:
+            table[key] = None
+        elif key == "teacher" and isinstance(value, str):
+            dispensable = ", or be none" if known[key].default is None else ""
+            raise ValueError(
+                f"{cls.__name__}'s option 'teacher' must be left to the run, whose teacher it is{dispensable}; got "
+                f"{value!r}. Set the run's teacher, at the top of its table."
+            )
+        elif key in KINDS and isinstance(value, (str, Mapping)):
             table[key] = build(KINDS[key], value, **context)
     table = {key: value for key, value in context.items() if key in known} | table
     hints = typing.get_type_hints(cls.__init__ if isinstance(cls, type) else cls)

@@ -142,7 +142,7 @@ class Flow:
     @torch.no_grad()
     def sample_to_tolerance(
         self, n: int, tolerance: float | Sequence[Rung], *, seed: int = 0, label: int | Sequence[int] | None = None,
-        guidance: Guidance = 1.0, first: int = 0, batch: int = 1024,
+        guidance: Guidance = 1.0, first: int = 0, batch: int = 1024, cond: Any = None,
     ) -> Adapted:  # fmt: skip
         """Draw samples with as few evaluations as each of them needs; see core.adaptive for the check.
 
@@ -150,25 +150,25 @@ class Flow:
             n: number of samples.
             tolerance: distance from the many-step solution that is aimed at, root mean square per dimension in the
                 space of the flow; or what `calibrate` returned for one, which is cheaper.
-            seed, label, guidance, first, batch: as in `sample`.
+            seed, label, guidance, first, batch, cond: as in `sample`.
         Returns:
             x: data [n, *]; evaluations: of the network, per sample [n]; error: estimated, per sample [n].
         """
         model = self.guided(guidance)
         results = [
-            sample_to_tolerance(model, x0, tolerance, cond=cond)
-            for x0, cond, _ in self._starts(n, label, seed, first, batch)
+            sample_to_tolerance(model, x0, tolerance, cond=told)
+            for x0, told, _ in self._starts(n, label, seed, first, batch, cond)
         ]
         x = torch.cat([self.space.decode(self.space.constrain(r.x)) for r in results])
-        x0, cond = self.starting(1)
+        x0, told, _ = next(self._starts(n, label, seed, first, 1, cond))
         counted, counters = leaves_counted(model)
-        counted.velocity(x0, fill_time(0.5, x0), cond)
+        counted.velocity(x0, fill_time(0.5, x0), told)
         calls = sum(counter.calls for counter in counters)
         return Adapted(x, calls * torch.cat([r.evaluations for r in results]), torch.cat([r.error for r in results]))
 
     def calibrate(
         self, tolerance: float, share: float = 0.95, *, label: int | None = None, guidance: Guidance = 1.0,
-        probe: int = 256, batch: int = 1024,
+        probe: int = 256, batch: int = 1024, cond: Any = None,
     ) -> tuple[Rung, ...]:  # fmt: skip
         """Learn on a probe how a share of samples is brought within a tolerance; pays for some thousands of samples.
 
@@ -177,12 +177,13 @@ class Flow:
             share: of the samples that shall be within the tolerance.
             label, guidance, batch: as in `sample`, and as the samples will have them.
             probe: number of samples to try on; nobody draws the same.
+            cond: conditions [probe, *] in place of a label, like those that the samples will have.
         Returns:
             What `sample_to_tolerance` takes as its tolerance.
         Cost: 363 evaluations per sample of the probe.
         """
-        starts = self._starts(probe, label, 0, PROBE, batch)
-        return calibrate(self.guided(guidance), ((x0, cond) for x0, cond, _ in starts), tolerance, share=share)
+        starts = self._starts(probe, label, 0, PROBE, batch, cond)
+        return calibrate(self.guided(guidance), ((x0, told) for x0, told, _ in starts), tolerance, share=share)
 
     def times(
         self, steps: int | Sequence[float], grid: str | Mapping[str, Any] | TimeGrid | None = None,

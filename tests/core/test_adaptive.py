@@ -121,6 +121,15 @@ def test_every_sample_keeps_its_condition(shape):
     assert torch.allclose(result.error, torch.where(rate.abs() > 2.4, 1.0, 0.5) * rate.abs())
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_half_precision(shape):
+    """States stay as they are, and errors are counted in float32; a bfloat16 number has 1/256 of its size for an error."""
+    flow, x = gaussian(shape).bfloat16(), torch.randn(8, *shape, generator=stream()).bfloat16()
+    result = sample_to_tolerance(flow, x, 0.3)
+    assert (result.x.dtype, result.error.dtype) == (torch.bfloat16, torch.float32)
+    assert distance(result.x.double(), ends(gaussian(shape), x.double())).max() < 0.1
+
+
 def test_what_never_agrees_ends_on_the_last_rung_and_says_so():
     class Wild(FlowMap):
         def mean_velocity(self, x, s, t, cond=None):

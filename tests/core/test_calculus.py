@@ -149,6 +149,26 @@ def test_central_difference_has_order_two_and_is_calibrated():
         Central.calibrated(lambda x: torch.sin(1e6 * x), (x,), (d,))
 
 
+@pytest.mark.parametrize("options", [{"ds": 1.0}, {"dt": 1.0}, {"ds": -1.0}], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_central_difference_stays_inside_the_times_and_keeps_its_order(shape, options):
+    """The function is no number for times outside [0, 1]; at the ends the difference is of second order too."""
+
+    def f(x, s, t):
+        s, t = (torch.where((z >= 0) & (z <= 1), z, torch.nan).reshape(-1, *[1] * len(shape)) for z in (s, t))
+        return torch.sin(x * (1 + s) + 2 * t)
+
+    time = torch.tensor([0.0, 0.004, 0.5, 0.996, 1.0])
+    (x, *_), (dx, *_) = draws(5, shape), draws(5, shape, 1)
+    for at in ((time, torch.full((5,), 0.3)), (torch.full((5,), 0.3), time)):
+        exact = derivative_along(f, x, *at, dx=dx, **options)[1]
+        coarse, fine = (
+            (derivative_along(f, x, *at, dx=dx, jvp=Central(h), **options)[1] - exact).flatten(1).norm(dim=1)
+            for h in (0.01, 0.005)
+        )
+        assert ((coarse / fine).log2() - 2).abs().max() < 0.1
+
+
 def test_derivative_in_full_precision_under_autocast():
     x, d = torch.randn(2, 64, 64, generator=stream(), dtype=torch.float32)
     w = torch.randn(64, 64, generator=stream(1), dtype=torch.float32)
@@ -225,8 +245,8 @@ def test_divided_difference_tends_to_the_derivative():
     s = torch.tensor([0.3, 0.3, 0.0, 1.0, 0.7])
     t = torch.tensor([0.3, 0.8, 0.0, 1.0, 0.7 + 1e-9])
     want = torch.stack([s[0].exp(), (t[1].exp() - s[1].exp()) / 0.5, *s[2:].exp()])
-    # The widened span of 1e-5 errs by 1e-11 inside and, one-sided at the ends, by half of it.
-    assert (divided_difference(torch.exp, s, t) - want).abs().max() < 2e-5
-    assert (divided_difference(torch.exp, s, t) - want)[[0, 1, 4]].abs().max() < 3e-9  # the last pair is 1e-9 apart
+    # The widened span of 1e-5 errs by 1e-11, and the last pair is 1e-9 apart.
+    assert (divided_difference(torch.exp, s, t) - want).abs().max() < 3e-9
     slope = torch.func.jvp(lambda t: divided_difference(torch.exp, s, t), (t,), (torch.ones_like(t),))[1]
-    assert (slope[0] - s[0].exp() / 2).abs() < 1e-4, "its derivative on the diagonal is half the second derivative"
+    half = s[[0, 2, 3]].exp() / 2
+    assert (slope[[0, 2, 3]] - half).abs().max() < 1e-4, "its derivative on the diagonal is half the second derivative"

@@ -86,6 +86,15 @@ def test_a_map_seen_on_another_path_is_the_map_of_that_path(shape):
         assert identities.lagrangian(there, there.velocity, x, s, t).abs().max() / size < 1e-6 * size
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_velocity_on_another_path_is_right_at_noise_and_data(shape):
+    path = build("interpolants", "trigonometric")
+    there, want = Reparametrized(gaussian(shape), gaussian().interpolant, path), gaussian(shape, path)
+    x, _, _, _ = draws(6, shape)
+    t = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 1.0])
+    assert (there.velocity(x, t) - want.velocity(x, t)).abs().max() < 1e-8  # 1e-5 with a slope from beside the end
+
+
 def test_a_map_carried_there_and_back_is_unchanged():
     vp, f = VariancePreserving(), gaussian()
     x, s, _, t = draws(64, (3,))

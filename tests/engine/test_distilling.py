@@ -6,7 +6,7 @@ from runs import small
 from torch import nn
 
 from flowmaps.core.random import fold_in
-from flowmaps.engine.config import ConfigError, resolve_config
+from flowmaps.engine.config import ConfigError, read_config, resolve_config, write_config
 from flowmaps.engine.objects import build_optimizer, build_step, open_data
 from flowmaps.flow import Flow
 
@@ -78,6 +78,26 @@ def test_a_loss_whose_teacher_may_be_left_out_needs_none():
     needy = configured(loss={"name": "boss"})
     with pytest.raises(ConfigError, match="the loss 'boss' learns from a teacher; none is given"):
         build_step(needy, flow_of(needy), None)
+
+
+def test_a_run_tunes_a_teacher_without_following_it(tmp_path):
+    """Easy consistency tuning: the teacher's weights, and data alone; by a table as it is written and read."""
+    loss = {"name": "consistency", "spacing": "ratio", "teacher": "none"}
+    plain = small(loss={"name": "flow_matching"}, data={"name": "digits"})
+    teacher = flow_of(resolve_config(plain) | {"classes": 0}, 1)
+    for p in teacher.model.parameters():
+        nn.init.normal_(p, std=0.1)
+    (tmp_path / "mine.toml").write_text(write_config(resolve_config(small(loss=loss, from_teacher=True))))
+    config = resolve_config(read_config(tmp_path / "mine.toml")) | {"classes": 0}
+    flow = flow_of(config)
+    step = build_step(config, flow, teacher)
+    assert step.loss.teacher is None
+    x, t = torch.randn(4, 1, 8, 8), torch.rand(4)
+    assert torch.equal(flow.model.eval().velocity(x, t), teacher.model.eval().velocity(x, t))
+    one_step(step, config)
+    needy = configured(loss={"name": "boss", "teacher": "none"})
+    with pytest.raises(ValueError, match="BOSS's option 'teacher' must be left to the run"):
+        build_step(needy, flow_of(needy), teacher)
 
 
 @pytest.mark.parametrize("name", ["gated_span", "block_split"])

@@ -124,6 +124,10 @@ def test_schedules_of_the_papers():
     width = [(noise_level(s) ** (1 / 7) - noise_level(e) ** (1 / 7)).item() for s, e in grids]
     whole = 80 ** (1 / 7) - 0.002 ** (1 / 7)
     assert [round(whole / w) for w in width] == [10, 10, 20, 1280, 1280]
+    uneven = build("spacings", {"name": "doubling", "first": 10, "last": 100, "images": 500})
+    grids = [uneven(torch.tensor([0.5]), k) for k in (0, 100, 200, 300, 399, 400, 499, 900)]
+    width = [(noise_level(s) ** (1 / 7) - noise_level(e) ** (1 / 7)).item() for s, e in grids]
+    assert [round(whole / w) for w in width] == [10, 20, 40, 80, 80, 100, 100, 100], "no power of two between them"
 
 
 @pytest.mark.parametrize("name", ["karras", "doubling", "uniform"])
@@ -331,15 +335,32 @@ def nudged(flow, shape=(3,), std=0.1):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_mid_training_regresses_every_state_on_the_end(shape):
     flow = gaussian(shape)
-    model, pair = nudged(flow, shape), pairs(flow, 7, stream())
+    model, pair = nudged(flow, shape), pairs(flow, 9, stream())
     loss = build("losses", {"name": "consistency_mid_training", "steps": 3, "sampler": "jump"}, teacher=flow)
-    got = loss(model, pair)
+    got = loss(model, pair, generator=stream())
     want = []
-    for i in range(3):  # the states of three trajectories, time by time; the batch holds 7 of the 9
+    for i in range(3):  # the states of three trajectories, time by time
         s, one = torch.full((3,), i / 3), torch.ones(3)
         x = flow(pair.x0[:3], torch.zeros(3), s)
         want.append((model(x, s, one) - flow(pair.x0[:3], torch.zeros(3), one)).square().flatten(1).mean(1))
-    assert (got - torch.cat(want)[:7]).abs().max() < 1e-12
+    assert (got - torch.cat(want)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("n", [1, 5, 16, 20, 36])
+def test_mid_training_sees_every_state_as_often_as_any_other(n):
+    """Whatever the batch; 16 states of a trajectory, of which a batch has n, and none twice."""
+    flow, g = gaussian(), stream()
+    loss = build("losses", {"name": "consistency_mid_training", "sampler": "jump"}, teacher=flow)
+    pair, counts, rounds = pairs(flow, n, g), torch.zeros(16), 400
+    for _ in range(rounds):
+        model, seen = Departures(flow), []
+        model.mean_velocity = lambda x, s, t, cond=None, seen=seen: seen.append((x, s)) or flow.mean_velocity(x, s, t)
+        loss(model, pair, generator=g)
+        x, s = seen[0]
+        assert len(torch.cat([x, s[:, None]], 1).unique(dim=0)) == n
+        counts += torch.bincount((s * 16).round().long(), minlength=16)
+    wanted = n * rounds / 16
+    assert (counts - wanted).abs().max() < 5 * wanted**0.5, "five standard errors at most: it is spread evenly"
 
 
 def test_mid_training_slopes_are_between_all_pairs_of_grid_times():

@@ -240,6 +240,19 @@ def test_free_flow_needs_no_data(share):
     assert loss(true_model(flow, (3,)), Pair(draws(8, (3,))[0]), generator=stream()).shape == (8,)
 
 
+@pytest.mark.parametrize("name", ["ctm", "self_corrected", "distribution_matching"])
+def test_a_critic_that_gives_the_map_no_gradient_is_refused(name):
+    flow = gaussian()
+    critic = {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}}
+    context = {"teacher": flow, "interpolant": flow.interpolant, "shape": (3,), "classes": 0}
+    with pytest.raises(
+        ValueError, match=r"VelocityCritic learns their velocity.*'distribution_matching', critic\.critic"
+    ):
+        build("losses", {"name": name, "critic": critic}, **context)
+    judge = {"name": "distribution_matching", "critic": critic}
+    assert build("losses", {"name": name, "critic": judge}, **context).critic.teacher is flow
+
+
 def test_critics_are_built_from_nested_tables():
     flow = gaussian()
     net = {"name": "mlp", "width": 8, "depth": 2}

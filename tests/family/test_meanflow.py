@@ -183,7 +183,8 @@ def test_shortcuts_take_euler_steps_for_the_shortest_span_only(shape):
 def test_shortcuts_learn_from_the_average(shape):
     flow = gaussian(shape)
     model, pair = true_model(flow, shape), pairs(flow, 14, stream())
-    loss = begun(build("losses", {"name": "shortcut", "diagonal": 0.0, "shortest": 0.0}), model)
+    options = {"diagonal": 0.0, "shortest": 0.0, "times": "uniform_pair"}
+    loss = begun(build("losses", {"name": "shortcut", **options}), model)
     assert averages(loss)[0].decay == 0.999
     nn.init.normal_(model.net.head, std=0.1, generator=stream(2))
     s, t = loss.times(14, pair.x0, stream(4))
@@ -468,6 +469,41 @@ def test_improved_mean_flow_guides_by_what_the_network_is_told(shape, share):
     assert (got - want).abs().max() < 1e-12
 
 
+class Beside(FlowMap):
+    """u = the mean of what stands beside the state, plus 2 for the label 1; it needs all that it is told."""
+
+    def mean_velocity(self, x, s, t, cond=None):
+        assert set(cond) - {"label"} == {"spatial", "guidance", "low", "high"}
+        label = cond.get("label", torch.zeros(len(x)))
+        return columns(cond["spatial"].flatten(1).mean(1) + 2 * label.eq(1), x).expand(x.shape)
+
+    def null_condition(self, batch):
+        return {"label": torch.full((batch,), 2), "spatial": torch.zeros(batch, 1, 2, 3)}
+
+
+@pytest.mark.parametrize("labels", [True, False])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_improved_mean_flow_keeps_the_whole_condition(share, labels):
+    """What stands beside the state guides too, with a label or alone; without it the velocity is zero."""
+    pair, _ = labelled((2, 2, 3), 64)
+    spatial, label = torch.rand(64, 1, 2, 3, generator=stream(9)), (pair.cond == 1).long()
+    spatial[:8], label[:8] = 0, 2  # dropped
+    cond = {"spatial": spatial} | ({"label": label} if labels else {})
+    model, told = Beside(), []
+    plain = model.mean_velocity
+    model.mean_velocity = lambda x, s, t, cond=None: told.append(cond) or plain(x, s, t, cond)
+    loss = build("losses", {"name": "improved_mean_flow", "diagonal": share})
+    got = loss(model, Pair(pair.x0, pair.x1, cond), generator=stream(4))
+    s = UniformPair()(64, pair.x0, stream(4))[0] if not share else torch.rand(64, generator=stream(4))
+    last = told[-1]
+    scale, holds = last["guidance"], (last["low"] <= s) & (s <= last["high"])
+    assert torch.equal(last["spatial"], spatial)
+    u = spatial.flatten(1).mean(1) + (2 * label.eq(1) if labels else 0)
+    gained = torch.where(holds & (torch.arange(64) >= 8), (1 - 1 / scale) * u, 0.0)
+    w = pair.x1 - pair.x0
+    assert (got - mean_square(columns(u - gained, w) - w)).abs().max() < 1e-12
+
+
 class Guided(FlowMap):
     """The exact guided velocity scale b + (1 - scale) b(null) of the scale that it is told, plus a head, at first zero."""
 
@@ -498,6 +534,19 @@ def test_the_fixed_point_of_improved_mean_flow_is_guidance_of_the_scale_told(sha
 
     every = torch.stack([gradients() for _ in range(24)])
     assert (every.mean(0) / (every.std(0) / 24**0.5)).square().mean() < 6
+
+
+def test_what_improved_mean_flow_compares_has_one_dropout_mask():
+    """A network that ignores labels and scales has nothing to exaggerate, whatever the mask."""
+    torch.manual_seed(0)
+    net = MLP((3,), classes=4, width=16, depth=2, dropout=0.5, numbers=("guidance", "low", "high"))
+    nn.init.zeros_(net.labels.table.weight)
+    pair, model, found = labelled((3,))[0], MeanVelocity(net).train(), []
+    for highest in (8.0, 1.0):
+        torch.manual_seed(1)
+        loss = build("losses", {"name": "improved_mean_flow", "diagonal": 1.0, "highest": highest})
+        found.append(loss(model, pair, generator=stream(4)))
+    assert (found[0] - found[1]).abs().max() < 1e-12
 
 
 def test_improved_mean_flow_needs_a_network_that_can_be_told():

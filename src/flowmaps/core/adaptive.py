@@ -11,7 +11,7 @@ from torch import Tensor
 from .flow_map import Counted, FlowMap
 from .sampling import Jump, RungeKutta4, sample
 from .shapes import square_error
-from .types import Sampler, map_condition
+from .types import Sampler, chosen
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Adapted:
     Args:
         x: states at time 1 [B, *].
         evaluations: of the map, per sample [B].
-        error: estimate of the error of x [B], root mean square per dimension.
+        error: estimate of the error of x [B], root mean square per dimension, in float32 or better.
     """
 
     x: Tensor
@@ -97,9 +97,10 @@ def sample_to_tolerance(
     if len(rungs) < 2:
         raise ValueError(f"there must be at least two rungs, one to be compared with the other; got {len(rungs)}.")
     out, before, left = x.clone(), x, torch.arange(len(x), device=x.device)
-    evaluations, error = torch.zeros_like(left), x.new_zeros(len(x))
+    evaluations = torch.zeros_like(left)
+    error = torch.zeros(len(x), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     for i, rung in enumerate(rungs):
-        end, calls = rung.climb(model, x[left], _chosen(cond, left))
+        end, calls = rung.climb(model, x[left], chosen(cond, left))
         out[left] = end
         evaluations[left] += calls
         if i > 0:
@@ -111,10 +112,3 @@ def sample_to_tolerance(
             break
         before = end
     return Adapted(out, evaluations, error)
-
-
-def _chosen(cond: Any, i: Tensor) -> Any:
-    def selected(c: Tensor) -> Tensor:
-        return c[i]
-
-    return map_condition(selected, cond)

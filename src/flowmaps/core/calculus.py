@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,24 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from .flow_map import FlowMap
+from .shapes import expand_time
 
 Function = Callable[..., Tensor]
-JVP = Callable[[Function, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
-"""f, primals, tangents -> f(primals), and the derivative of f along the tangents."""
+
+
+class JVP(Protocol):
+    """f(primals), and the derivative of f along the tangents.
+
+    Args:
+        f: the function.
+        primals: where.
+        tangents: in which direction.
+        times: how many of the last primals are times [B], which must stay in [0, 1].
+    """
+
+    def __call__(
+        self, f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], *, times: int = 0
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def _attention(
@@ -157,7 +171,9 @@ class Exact:
 
     autocast: bool = False
 
-    def __call__(self, f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], *, times: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """f(primals) and its derivative along the tangents."""
         device = primals[0].device.type
         enabled = self.autocast and torch.is_autocast_enabled(device)
@@ -170,29 +186,50 @@ class Exact:
 class Central:
     """A central difference: [f(p + step d) - f(p - step d)] / (2 step), for any kernel.
 
+    Where a time would leave [0, 1], it looks to one side: the slope at p of the parabola through f at p, p + a d and
+    p + b d, of second order too, with a = step, b = 2 step or their negatives in place of a = step, b = -step.
+
     The right step depends on network and precision: `calibrated` chooses it against one exact derivative. All three
     evaluations share their dropout masks, except in a compiled graph.
 
     Args:
         step: half the width of the difference, in units of the tangents.
-    Cost: 2 network evaluations, and 1 more for the value.
+    Cost: 2 network evaluations, and 1 more for the value; all with gradient if the derivative has one.
     """
 
     step: float = 1e-3
 
-    def __call__(self, f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], *, times: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """f(primals) and its derivative along the tangents."""
+        a, b = self._offsets(primals[len(primals) - times :], tangents[len(primals) - times :])
 
-        def shifted(by: float) -> Tensor:
+        def shifted(by: Tensor | float) -> Tensor:
             with _stream_put_back():  # with other dropout masks it would be the difference of two networks
-                return f(*(p + by * d for p, d in zip(primals, tangents, strict=True)))
+                return f(*(p + _times(by, d) for p, d in zip(primals, tangents, strict=True)))
 
-        after, before = shifted(self.step), shifted(-self.step)
-        return f(*primals), (after - before) / (2 * self.step)
+        one, other = shifted(a), shifted(b)
+        value = f(*primals)
+        # Differences first: they are small beside the values, so that nothing is lost when they are divided by steps.
+        return value, _times(b / (a * (b - a)), one - value) + _times(a / (b * (a - b)), other - value)
+
+    def _offsets(
+        self, times: Sequence[Tensor], tangents: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor] | tuple[float, float]:
+        """How far along the tangents the function is evaluated beside the point itself, [B] each."""
+        if not times:
+            return self.step, -self.step
+        ahead, behind = (
+            torch.stack([((p + h * d) < 0) | ((p + h * d) > 1) for p, d in zip(times, tangents, strict=True)]).any(0)
+            for h in (self.step, -self.step)
+        )
+        h = torch.full_like(times[0], self.step)
+        return torch.where(ahead, -h, h), torch.where(ahead, -2 * h, torch.where(behind, 2 * h, -h))
 
     @staticmethod
     def calibrated(
-        f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], *, tolerance: float = 0.05,
+        f: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], *, times: int = 0, tolerance: float = 0.05,
         steps: Sequence[float] = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5),
     ) -> "Central":  # fmt: skip
         """The step that comes closest to the exact derivative at one point.
@@ -201,8 +238,8 @@ class Central:
             ValueError: if even the best step is off by more than `tolerance`, relative.
         """
         with torch.no_grad():
-            exact = Exact()(f, primals, tangents)[1]
-            error = {h: _relative(Central(h)(f, primals, tangents)[1], exact) for h in steps}
+            exact = Exact()(f, primals, tangents, times=times)[1]
+            error = {h: _relative(Central(h)(f, primals, tangents, times=times)[1], exact) for h in steps}
         best = min(error, key=error.__getitem__)
         if not error[best] <= tolerance:
             raise ValueError(
@@ -210,6 +247,11 @@ class Central:
                 f"is off by {error[best]:.2g}. Use the exact derivative, float32, or a lower time frequency."
             )
         return Central(best)
+
+
+def _times(factor: Tensor | float, x: Tensor) -> Tensor:
+    """The product of x [B, *] with a number, or with one for each sample [B]."""
+    return x * (expand_time(factor, x).to(x.dtype) if isinstance(factor, Tensor) else factor)
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
@@ -253,7 +295,7 @@ def derivative_along(
     """
     # All three take part, with zero tangents written out: symbolic zeros are what the compiler cannot store.
     still = dx if isinstance(dx, Tensor) else torch.zeros_like(x)
-    return jvp(f, (x, s, t), (still, torch.full_like(s, ds), torch.full_like(t, dt)))
+    return jvp(f, (x, s, t), (still, torch.full_like(s, ds), torch.full_like(t, dt)), times=2)
 
 
 def stopped_derivative(
@@ -332,7 +374,8 @@ def divided_difference(f: Callable[[Tensor], Tensor], s: Tensor, t: Tensor, leas
     """(f(t) - f(s)) / (t - s), which tends to f' on the diagonal.
 
     Spans shorter than `least` are widened about their midpoint, which keeps the value, and its derivative in s and t,
-    to second order in `least`.
+    to second order in `least`; where that would leave [0, 1], in which paths are defined, about the nearest point that
+    does not, with the slope of a parabola carried back to the midpoint.
 
     Args:
         f: a smooth function of time, elementwise.
@@ -341,7 +384,8 @@ def divided_difference(f: Callable[[Tensor], Tensor], s: Tensor, t: Tensor, leas
     """
     s, t = s.double(), t.double()
     middle, half = (s + t) / 2, (t - s) / 2
-    # Keep the widened span inside [0, 1], where paths are defined.
-    middle = torch.where(half.abs() < least / 2, middle.clamp(least / 2, 1 - least / 2), middle)
-    half = torch.where(half.abs() < least / 2, torch.full_like(half, least / 2), half)
-    return (f(middle + half) - f(middle - half)) / (2 * half)
+    short = half.abs() < least / 2
+    half = torch.where(short, torch.full_like(half, least / 2), half)
+    about = torch.where(short, middle.clamp(least / 2, 1 - least / 2), middle)
+    above, at, below = f(about + half), f(about), f(about - half)
+    return (above - below) / (2 * half) + (middle - about) * (above - 2 * at + below) / half**2

@@ -31,6 +31,16 @@ class OnlineVelocity(SampleCritic, Protocol):
         ...
 
 
+def check_judges(critic: SampleCritic | None) -> None:
+    """Raise ValueError for a critic with `judges = False`, which learns a velocity and gives the map no gradient."""
+    if not getattr(critic, "judges", True):
+        raise ValueError(
+            f"the critic must judge samples; {type(critic).__name__} learns their velocity, and gives the map no "
+            "gradient. Put it into one that compares it with the teacher's: critic.name='distribution_matching', "
+            "critic.critic.name='velocity'; or use 'discriminator'."
+        )
+
+
 def frozen(module: nn.Module, *args: Any) -> Tensor:
     """The module's output, with gradient to its inputs but none to its weights.
 

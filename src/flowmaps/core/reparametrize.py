@@ -35,7 +35,7 @@ class Reparametrized(FlowMap):
 
     def _time(self, t: Tensor) -> Tensor:
         # Off the exact ends, where the ratio is infinite and has no derivative.
-        return self.old.time_at(self.new.log_snr(t.double().clamp(1e-12, 1 - 1e-12)))
+        return self.old.time_at(self.new.log_snr(t.double().clamp(1e-30, 1 - 1e-12)))
 
     def _scale(self, t: Tensor) -> Tensor:
         t, r = t.double(), self._time(t)

@@ -43,7 +43,8 @@ def noise_cell(
 class Doubling:
     """Cells of equal width in sigma^(1/7), sigma from 80 to 0.002, whose number doubles with training.
 
-    first 2^floor(k / K') cells, at most `last`, after k images, with K' such that `last` is reached in the last stage.
+    first 2^floor(k / K') cells, at most `last`, after k images, with K' such that `last` is reached in the last stage,
+    also where it is no power of two times `first`.
 
     Args:
         first: cells at the start.
@@ -67,7 +68,7 @@ class Doubling:
 
     def __call__(self, t: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """The edges of the cell of t [B]."""
-        stages = math.floor(math.log2(self.last // self.first)) + 1
+        stages = math.ceil(math.log2(self.last / self.first)) + 1
         return noise_cell(t, min(self.first * 2 ** (step * stages // self.images), self.last))
 
 

@@ -35,12 +35,33 @@ def map_condition(f: Callable[..., Tensor], cond: Any, *others: Any) -> Any:
     return cond
 
 
+def chosen(cond: Any, i: slice | Tensor) -> Any:
+    """What a slice or an index tensor selects of a condition."""
+
+    def selected(c: Tensor) -> Tensor:
+        return c[i]
+
+    return map_condition(selected, cond)
+
+
 def same_condition(cond: Any, other: Any) -> Tensor:
     """Whether the conditions of each sample are equal, [B]; two conditions of the same build, with tensors in them."""
     equal: list[Tensor] = []
 
     def compare(a: Tensor, b: Tensor) -> Tensor:
         equal.append((a == b).reshape(len(a), -1).all(1))
+        return a
+
+    map_condition(compare, cond, other)
+    return torch.stack(equal).all(0)
+
+
+def equal_conditions(cond: Any, other: Any) -> Tensor:
+    """Which samples of two sets have equal conditions, [A, B]; built alike, with tensors in them."""
+    equal: list[Tensor] = []
+
+    def compare(a: Tensor, b: Tensor) -> Tensor:
+        equal.append((a.reshape(len(a), 1, -1) == b.reshape(1, len(b), -1)).all(2))
         return a
 
     map_condition(compare, cond, other)
@@ -65,19 +86,25 @@ class Pair:
 
     def __getitem__(self, i: slice | Tensor) -> "Pair":
         """The pairs selected by a slice or an index tensor."""
-
-        def selected(c: Tensor) -> Tensor:
-            return c[i]
-
-        return Pair(*(map_condition(selected, part) for part in (self.x0, self.x1, self.cond, self.penalty)))
+        return Pair(*(chosen(part, i) for part in (self.x0, self.x1, self.cond, self.penalty)))
 
     def __len__(self) -> int:
         return len(self.x0)
 
     def split(self, share: float) -> tuple["Pair", "Pair"]:
-        """The first round(share * B) pairs, and the rest."""
-        k = round(share * len(self))
+        """The first `part_size(share, B)` pairs, and the rest."""
+        k = part_size(share, len(self))
         return self[:k], self[k:]
+
+
+def part_size(share: float, n: int) -> int:
+    """How many of n samples a share of them is: rounded, but neither none nor all for a share between 0 and 1.
+
+    So both parts of a small batch learn, and not the larger one alone. A single sample cannot be in both: it is in the
+    first part for a share above 1/2 and in the rest otherwise, in every step.
+    """
+    k = round(share * n)
+    return min(max(k, 1), n - 1) if 0 < share < 1 and n > 1 else k
 
 
 class Loss(Protocol):

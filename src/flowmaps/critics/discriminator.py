@@ -11,15 +11,16 @@ from torch.nn.functional import softplus
 from ..core.critic import frozen
 from ..core.random import Random
 from ..core.report import report
+from ..core.text import Text
 from ..core.types import Pair
 
 __all__ = ["Discriminator"]
 
 
 class _Logit(nn.Module):
-    """State [B, *] and label -> how real it looks [B]: convolutions that halve an image, or a perceptron."""
+    """State [B, *] and label or text -> how real it looks [B]: convolutions that halve an image, or a perceptron."""
 
-    def __init__(self, shape: Sequence[int], classes: int, width: int, depth: int) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, width: int, depth: int, vocabulary: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         if len(shape) == 3:
@@ -36,13 +37,23 @@ class _Logit(nn.Module):
                 size = width
             layers.insert(0, nn.Flatten())
         self.features = nn.Sequential(*layers, nn.Flatten(), nn.Linear(size, width), nn.LeakyReLU(0.2))
-        self.leave, self.label = nn.Linear(width, 1), nn.Embedding(classes + 1, width)
-        nn.init.zeros_(self.label.weight)
+        self.leave, self.form = nn.Linear(width, 1), "token ids [B, L]" if vocabulary else "labels [B]"
+        self.label = Text(vocabulary, width) if vocabulary else nn.Embedding(classes + 1, width)
+        for p in (self.label.mix[-1] if isinstance(self.label, Text) else self.label).parameters():
+            nn.init.zeros_(p)
 
     def forward(self, x: Tensor, cond: Any) -> Tensor:
-        h = self.features(x)
-        label = cond.get("label") if isinstance(cond, dict) else cond
-        return self.leave(h)[:, 0] + (0.0 if label is None else (h * self.label(label)).sum(1))
+        h, label = self.features(x), cond
+        while isinstance(label, dict):  # a whole condition where guidance has put its scale around one
+            label = label.get("label")
+        if label is None:
+            return self.leave(h)[:, 0]
+        if label.ndim != self.form.count(",") + 1:
+            raise ValueError(
+                f"the discriminator was built for {self.form}; got a condition of shape {tuple(label.shape)}. Texts "
+                "need critic.vocabulary, labels go without."
+            )
+        return self.leave(h)[:, 0] + (h * self.label(label)).sum(1)
 
 
 class Discriminator(nn.Module):
@@ -53,6 +64,7 @@ class Discriminator(nn.Module):
     Args:
         shape: of one state.
         classes: number of labels; 0 for none.
+        vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         width: of the hidden layers.
         depth: number of hidden layers; for images the second and later ones halve the resolution.
         weight: what the map's term counts.
@@ -63,19 +75,24 @@ class Discriminator(nn.Module):
         arXiv:1801.04406, the R1 penalty; Miyato & Koyama, cGANs with projection discriminator, 2018, arXiv:1802.05637,
         the label as an inner product.
     Differs: a small network on the states themselves in place of a large pretrained one; one optimizer trains it and
-        the map; of a condition only the label is seen.
+        the map; of a condition only the label or text is seen.
     """
 
     def __init__(
         self, shape: Sequence[int], classes: int = 0, width: int = 128, depth: int = 3, weight: float = 0.1,
-        penalty: float = 1.0,
+        penalty: float = 1.0, vocabulary: int = 0,
     ) -> None:  # fmt: skip
         super().__init__()
         if weight < 0 or penalty < 0 or depth < 1:
             raise ValueError(
                 f"weight and penalty must be >= 0 and depth at least 1; got {weight}, {penalty} and {depth}."
             )
-        self.net, self.weight, self.penalty = _Logit(shape, classes, width, depth), weight, penalty
+        if classes and vocabulary:
+            raise ValueError(
+                f"a discriminator must be told labels or texts; got {classes} classes and a vocabulary of {vocabulary}."
+                " Leave critic.vocabulary out, or write the labels as words."
+            )
+        self.net, self.weight, self.penalty = _Logit(shape, classes, width, depth, vocabulary), weight, penalty
 
     def forward(self, sample: Tensor, pair: Pair, *, generator: Random = None) -> Tensor:
         """Loss [B] of map and network from samples [B, *] and the data of the pair."""

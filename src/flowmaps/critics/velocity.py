@@ -1,6 +1,6 @@
 """A network that learns the velocity of the map's own samples."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -32,6 +32,8 @@ class VelocityCritic(nn.Module):
         without data, 2025, arXiv:2511.19428.
     Differs: it takes one step for each of the map's, in the same backward pass, where DMD2 gives it several.
     """
+
+    judges: ClassVar[bool] = False
 
     def __init__(self, net: nn.Module, interpolant: Interpolant = Linear(), times: TimeLaw = Uniform()) -> None:
         super().__init__()

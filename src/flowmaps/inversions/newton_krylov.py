@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from ..core.calculus import JVP, Exact
+from ..core.checks import check_choice
 from ..core.flow_map import FlowMap
+from ..core.inversion import FAILED, allowed, inverted, largest
+from ..core.types import chosen
 
 __all__ = ["NewtonKrylov"]
 
@@ -21,9 +24,11 @@ class NewtonKrylov:
     Args:
         iterations: most Newton steps.
         krylov: dimensions of the Krylov space; the dimension of a state makes a step exact.
-        tolerance: largest error of a coordinate of X_{s,t}(x) at which it stops.
+        tolerance: error of a coordinate of X_{s,t}(x) at which a sample is done, over 1 + the largest coordinate of y;
+            not below 16 roundings of y's type.
+        failed: "raise", or "nan" to return samples that do not get there as not a number.
         jvp: how the derivative is taken.
-    Cost: per Newton step `krylov` derivatives and at least 1 evaluation.
+    Cost: per Newton step `krylov` derivatives and at least 1 evaluation, of the samples that are not done.
     Source: Knoll & Keyes, Jacobian-free Newton-Krylov methods: a survey of approaches and applications, 2004, Section
         2; Saad & Schultz, GMRES: a generalized minimal residual algorithm for solving nonsymmetric linear systems,
         1986.
@@ -32,9 +37,11 @@ class NewtonKrylov:
     iterations: int = 20
     krylov: int = 16
     tolerance: float = 1e-6
+    failed: str = "raise"
     jvp: JVP = Exact()
 
     def __post_init__(self) -> None:
+        check_choice("failed", self.failed, FAILED)
         if self.iterations < 1 or self.krylov < 1 or self.tolerance <= 0:
             raise ValueError(
                 "iterations and krylov must be at least 1 and tolerance > 0; got "
@@ -46,29 +53,34 @@ class NewtonKrylov:
         """The state at time s [B, *].
 
         Raises:
-            ValueError: if the error is above the tolerance after the last step.
+            NotInverted: a ValueError, if some samples' errors are above the tolerance after the last step.
         """
-        x = model(y, t, s, cond)  # exact if the map was trained backwards too
+        x, limit = model(y, t, s, cond), allowed(y, self.tolerance)  # exact if the map was trained backwards too
         error = y - model(x, s, t, cond)
         for _ in range(self.iterations):
-            if float(error.abs().max()) <= self.tolerance:
-                return x
-            d = self._solve(lambda d, x=x: self.jvp(lambda x: model(x, s, t, cond), (x,), (d,))[1], error)
-            size = torch.ones(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
-            for _ in range(8):
-                trial = y - model(x + size * d, s, t, cond)
-                worse = trial.flatten(1).norm(dim=1) > error.flatten(1).norm(dim=1)
-                if not worse.any():
-                    break
-                size = torch.where(worse.reshape(size.shape), size / 2, size)
-            x = x + size * d
-            error = y - model(x, s, t, cond)
-        if float(error.abs().max()) <= self.tolerance:
-            return x
-        raise ValueError(
-            f"the inverse must reach an error of {self.tolerance:g}; after {self.iterations} steps it is "
-            f"{float(error.abs().max()):.2g}. Use shorter jumps, more of `krylov`, or float64."
-        )
+            size = largest(error)
+            left = (~(size <= limit) & size.isfinite()).nonzero()[:, 0]  # what is no number will not become one
+            if len(left) == 0:
+                break
+            at = x[left], y[left], error[left], s[left], t[left], chosen(cond, left)
+            x[left], error[left] = self._step(model, *at)
+        fix = f"Use shorter jumps, more of `krylov`, more than {self.iterations} iterations, or float64."
+        return inverted(x, largest(error), limit, self.failed, fix)
+
+    def _step(
+        self, model: FlowMap, x: Tensor, y: Tensor, error: Tensor, s: Tensor, t: Tensor, cond: Any
+    ) -> tuple[Tensor, Tensor]:
+        """The state after one Newton step, and its error: [B, *] each."""
+        d = self._solve(lambda d: self.jvp(lambda x: model(x, s, t, cond), (x,), (d,))[1], error)
+        size = torch.ones(len(x), *[1] * (x.ndim - 1), dtype=x.dtype, device=x.device)
+        trial = y - model(x + d, s, t, cond)
+        for _ in range(8):
+            worse = ~(trial.flatten(1).norm(dim=1) <= error.flatten(1).norm(dim=1))
+            if not worse.any():
+                break
+            size = torch.where(worse.reshape(size.shape), size / 2, size)
+            trial = y - model(x + size * d, s, t, cond)
+        return x + size * d, trial
 
     def _solve(self, along: Any, b: Tensor) -> Tensor:
         """GMRES from zero for every sample at once: the d in the Krylov space with least |grad X d - b|."""
@@ -86,5 +98,6 @@ class NewtonKrylov:
             basis.append(w / h[:, j + 1, j, None].clamp_min(1e-30))
         goal = flat.new_zeros(len(flat), dims + 1, 1)
         goal[:, 0] = length
-        weights = torch.linalg.pinv(h, rtol=1e-12) @ goal  # breakdown leaves zero columns
+        finite = h.isfinite().flatten(1).all(1)[:, None, None]  # else the step is no number, of that sample alone
+        weights = torch.linalg.pinv(torch.where(finite, h, 0), rtol=1e-12) @ goal  # breakdown leaves zero columns
         return (torch.stack(basis[:dims], 2) @ weights).squeeze(2).reshape(shape)

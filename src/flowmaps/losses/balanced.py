@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..core.flow_map import FlowMap
 from ..core.random import Random
-from ..core.types import Loss, Pair
+from ..core.types import Loss, Pair, part_size
 from .mean_flow import MeanFlow
 
 __all__ = ["Balanced"]
@@ -45,9 +45,9 @@ class Balanced:
             )
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
-        """Loss per sample [B]; a batch too small for both shares keeps the plain loss."""
+        """Loss per sample [B]; a single sample keeps the plain loss."""
         loss = self.loss(model, pair, step=step, generator=generator)
-        on = round(self._share() * len(pair))
+        on = part_size(self._share(), len(pair))
         if not 0 < on < len(pair):
             return loss
         diagonal, off = loss[:on], loss[on:]

@@ -37,10 +37,12 @@ class Consistency:
 
     The defaults are improved consistency training (iCT). Consistency models (CM) are times "power_noise", spacing
     "karras", target "average", distance "square" and weighting "unweighted"; easy consistency tuning (ECT) is spacing
-    "ratio".
+    "ratio" in a run that starts from the weights of its teacher, from_teacher = true, and learns from data alone,
+    loss.teacher = "none".
 
     Args:
-        teacher: the flow map whose velocity is distilled; None trains from data alone.
+        teacher: the flow map whose velocity is distilled, in a run its teacher; None, in a table "none", trains from
+            data alone.
         sampler: the teacher's step.
         spacing: how far apart the two times are.
         times: law of the time that the spacing begins with.

@@ -29,7 +29,8 @@ class ConsistencyMidTraining:
 
     Nothing in the target depends on the map, which makes this a stable start for consistency models ("end") and for
     two-time maps ("slope"), between pre-training and training proper. One trajectory serves as many samples as it has
-    steps: of a batch of B the first B / steps pairs, rounded up, give a start each.
+    steps: of a batch of B the first K = B / steps pairs, rounded up, give a start each. Of the K steps states before
+    the end, form "end" takes B, spread evenly from a random one on, so that each is as likely as any other.
 
     Args:
         teacher: the flow map whose trajectories are followed.
@@ -45,7 +46,8 @@ class ConsistencyMidTraining:
         models, 2025, arXiv:2509.24526, both forms, with 16 steps as in the released code.
     Differs: a one-step solver in place of multistep DPM-Solver++; the grid is uniform on our clock and starts at pure
         noise, where theirs is uniform in the logarithm of the noise level (times "power_noise" comes near); the square
-        in place of LPIPS.
+        in place of LPIPS; all states of a trajectory, or most, stand in one batch, so that a batch of fewer samples
+        than steps sees a single one, and the data and conditions of the other pairs go unused.
     """
 
     teacher: FlowMap
@@ -79,7 +81,10 @@ class ConsistencyMidTraining:
             )  # fmt: skip
             seen = torch.stack(states)
         if self.form == "end":
-            i, j = row // len(starts), torch.full_like(row, steps)
+            count = len(starts) * steps  # of states, at least n: all of them where n is a multiple of the steps
+            place = (row + uniform((1,), pair.x0, generator).double()) * count / n
+            place = place.long().clamp_max(count - 1)
+            i, j, own = place // len(starts), torch.full_like(row, steps), place % len(starts)
         else:  # two different places on the grid, in order
             u = uniform((n, 2), pair.x0, generator)
             a, b = (u[:, 0] * (steps + 1)).long(), (u[:, 1] * steps).long()

@@ -12,7 +12,7 @@ from ..core.random import Random, uniform
 from ..core.report import report
 from ..core.shapes import expand_time, square_error
 from ..core.times import TimeLaw, Uniform
-from ..core.types import Pair, Weighting, map_condition, same_condition
+from ..core.types import Pair, Weighting, equal_conditions
 from ..core.weighting import Unweighted
 
 __all__ = ["ContrastiveFlowMatching"]
@@ -84,9 +84,7 @@ class ContrastiveFlowMatching:
         n = len(pair)
         here = torch.eye(n, dtype=torch.bool, device=pair.x0.device)
         if self.other_classes and pair.cond is not None:
-            rows = map_condition(lambda c: c.repeat_interleave(n, 0), pair.cond)
-            columns = map_condition(lambda c: c.repeat(n, *[1] * (c.ndim - 1)), pair.cond)
-            here = same_condition(rows, columns).reshape(n, n)
+            here = equal_conditions(pair.cond, pair.cond)
         scores = uniform((n, n), pair.x0, generator).masked_fill(here, -1.0)
         return scores.argmax(1), ~here.all(1)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.calculus import stop_gradient
 from ..core.checks import check_share
-from ..core.critic import SampleCritic, frozen
+from ..core.critic import SampleCritic, check_judges, frozen
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, uniform
@@ -66,6 +66,7 @@ class CTM:
 
     def __post_init__(self) -> None:
         check_share("diagonal", self.diagonal)
+        check_judges(self.critic)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1; got {self.steps}.")
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.critic import SampleCritic
+from ..core.critic import SampleCritic, check_judges
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
@@ -33,6 +33,9 @@ class DistributionMatching:
 
     critic: SampleCritic
     interpolant: Interpolant = Linear()
+
+    def __post_init__(self) -> None:
+        check_judges(self.critic)
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B]."""

@@ -27,11 +27,10 @@ class ImprovedMeanFlow:
     """Regress the velocity that the Eulerian identity reads off the mean velocity, along the map's own velocity.
 
     E |u_{s,t}(I_s) - (t - s) sg (d_s u_{s,t} + grad u_{s,t} v) - w|^2, with w = dI_s/ds and v the map's velocity at
-    I_s,
-    stopped: its second head if the map has two, or else its diagonal. A second head is also trained, by |v - w|^2.
+    I_s, stopped: its second head if the map has two, or else its diagonal. A second head is also trained, by |v - w|^2.
 
-    With labels, and highest > 1, the network is told a guidance scale and the times it holds for, as the numbers
-    "guidance", "low" and "high" of its condition, and w grows by (1 - 1 / scale) (v(label) - v(null)). The scale is
+    With a condition, and highest > 1, the network is told a guidance scale and the times it holds for, as the numbers
+    "guidance", "low" and "high" beside it, and w grows by (1 - 1 / scale) (v(condition) - v(null)). The scale is
     log-uniform on [1, highest], low uniform on [0, 1/2] and high on [1/2, 1]; on the diagonal it holds always.
 
     Args:
@@ -42,8 +41,8 @@ class ImprovedMeanFlow:
         diagonal_times: law of t on it.
         weighting: what either error of a sample counts; AdaptivePower is the paper's.
         jvp: how the derivative is taken.
-    Cost: 1 evaluation with gradient; off the diagonal, or with labels, 1 without; off it 1 derivative; with labels
-        another evaluation without.
+    Cost: 1 evaluation with gradient; off the diagonal, or with a condition, 1 without; off it 1 derivative; with a
+        condition another evaluation without.
     Source: Geng, Lu, Wu & others, Improved mean flows: on the challenges of fastforward generative models, 2025,
         arXiv:2512.02012, the loss on the compound velocity, the auxiliary head and the flexible guidance, with the
         released code (imf.py).
@@ -87,8 +86,9 @@ class ImprovedMeanFlow:
             scale = torch.where(holds, cond["guidance"], 1.0)
             with stop_gradient():
                 v = self._heads(model, x, s, s, _always(cond | {"guidance": scale}))[:, -1]
-                free = self._heads(model, x, s, s, _always({"label": null, "guidance": torch.ones_like(scale)}))[:, -1]
-            kept = torch.where(same_condition(cond["label"], null), 0.0, 1 - 1 / scale)
+            with stop_gradient():  # the same dropout mask
+                free = self._heads(model, x, s, s, _always(_named(null) | {"guidance": torch.ones_like(scale)}))[:, -1]
+            kept = torch.where(same_condition(pair.cond, null), 0.0, 1 - 1 / scale)
             w = w + expand_time(kept, x) * (v - free)
         if step is None:
             heads, target = self._heads(model, x, s, t, cond), w
@@ -116,9 +116,13 @@ class ImprovedMeanFlow:
 
     def _draw_guidance(self, pair: Pair, x: Tensor, always: bool, generator: Random) -> dict[str, Tensor]:
         draws = uniform((len(pair), 3), x, generator)
-        label = pair.cond["label"] if isinstance(pair.cond, dict) else pair.cond
-        cond = {"label": label, "guidance": (draws[:, 0] * math.log(self.highest)).exp()}
+        cond = _named(pair.cond) | {"guidance": (draws[:, 0] * math.log(self.highest)).exp()}
         return _always(cond) if always else cond | {"low": draws[:, 1] / 2, "high": (1 + draws[:, 2]) / 2}
+
+
+def _named(cond: Any) -> dict[str, Any]:
+    """The condition as a dict: a label alone gets its name."""
+    return cond if isinstance(cond, dict) else {"label": cond}
 
 
 def _always(cond: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.calculus import stop_gradient
 from ..core.checks import check_share
-from ..core.critic import SampleCritic
+from ..core.critic import SampleCritic, check_judges
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, uniform
@@ -69,6 +69,7 @@ class SelfCorrected:
     def __post_init__(self) -> None:
         check_share("reach", self.reach)
         check_share("truncation", self.truncation)
+        check_judges(self.critic)
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B]."""

@@ -60,6 +60,12 @@ class Shortcut:
 
     def __post_init__(self) -> None:
         check_share("diagonal", self.diagonal)
+        law = self.times
+        if isinstance(law, DyadicPair) and self.shortest != 2.0 ** (1 - law.levels):
+            raise ValueError(
+                f"shortest must be the shortest span of times, {2.0 ** (1 - law.levels):g} for {law.levels} levels; "
+                f"got {self.shortest:g}. Set both, shortest to 2^(1 - levels)."
+            )
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""

@@ -16,7 +16,7 @@ from ..core.report import report
 from ..core.shapes import expand_time
 from ..core.spacing import Ratio, Spacing
 from ..core.times import TimeLaw
-from ..core.types import Pair, Weighting
+from ..core.types import Pair, Weighting, part_size
 from ..core.weighting import NoiseGap
 
 __all__ = ["TruncatedConsistency"]
@@ -73,7 +73,7 @@ class TruncatedConsistency:
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B]."""
         n, limit = len(pair), 1 / (1 + self.transition)
-        k = round(self.boundary * n)
+        k = part_size(self.boundary, n)
         at_boundary = torch.arange(n, device=pair.x0.device) < k
         s = self.times(n, pair.x0, generator).clamp_max(limit).masked_fill(at_boundary, limit)
         s, t = self.spacing(s, step)

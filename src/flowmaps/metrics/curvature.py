@@ -36,7 +36,7 @@ def curvature(
     rates: list[Tensor] = []
     for t, x, v in zip(times, states, velocities, strict=True):
         s = fill_time(t, x).clone()  # dual numbers need memory of their own
-        _, turn = jvp(lambda x, s: model.velocity(x, s, cond), (x, s), (v, torch.ones_like(s)))
+        _, turn = jvp(lambda x, s: model.velocity(x, s, cond), (x, s), (v, torch.ones_like(s)), times=1)
         v, turn = (z.double().flatten(1) for z in (v, turn))
         speed = v.norm(dim=1, keepdim=True).clamp_min(1e-30)
         sideways = turn - (turn * v).sum(1, keepdim=True) * v / speed**2

@@ -21,7 +21,7 @@ class Corrected:
     """A step of another sampler, then steps of Langevin dynamics towards the law at the time where it arrives.
 
     x <- x + h score_t(x) + sqrt(2 h) e, with h = size alpha_t^2, score from the map's diagonal and e ~ N(0, I); nothing
-    is done at the data, where the score is not known.
+    is done at the data, t = 1, where the score is not known and samples shall be free of noise.
 
     Args:
         sampler: what is corrected.
@@ -51,8 +51,9 @@ class Corrected:
         """One step."""
         x, state = self.sampler(model, x, s, t, cond=cond, state=state, generator=generator)
         alpha = self.interpolant.alpha(t)
-        inside = torch.where(alpha > 0, t, 0.5)
-        h = expand_time(self.size * alpha**2, x).to(x.dtype)
+        arrived = (t >= 1) | (alpha <= 0)
+        inside = torch.where(arrived, 0.5, t)
+        h = expand_time(torch.where(arrived, 0.0, self.size * alpha**2), x).to(x.dtype)
         for _ in range(self.steps):
             score = self.interpolant.score_from_velocity(model.velocity(x, inside, cond), x, inside)
             x = x + h * score.to(x.dtype) + (2 * h).sqrt() * normal(x.shape, x, generator).to(x.dtype)

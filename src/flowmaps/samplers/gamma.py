@@ -22,7 +22,7 @@ class Gamma:
 
     x <- beta_t / beta_{t'} X_{s,t'}(x) + gamma alpha_t e, with alpha_{t'} / beta_{t'} = sqrt(1 - gamma^2) alpha_t /
     beta_t and e ~ N(0, I). Gamma 0 is the jump; 1 jumps to the data and draws fresh noise, which is how consistency
-    models take several steps. Fresh noise forgets old errors. Where alpha_t = 0, at the data, it is the jump.
+    models take several steps. Fresh noise forgets old errors. At the data, t = 1, it is the jump.
 
     Args:
         gamma: share of fresh noise, as a standard deviation.
@@ -56,7 +56,7 @@ class Gamma:
         if self.gamma == 0:
             return model(x, s, t, cond), None
         p, keep = self.interpolant, math.sqrt(1 - self.gamma**2)
-        arrived = p.alpha(t) <= 0
+        arrived = (t >= 1) | (p.alpha(t) <= 0)
         if self.rule == "released":
             further = 1 - keep * (1 - t)
             back = t / further.clamp_min(1e-12)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.checks import check_share
-from ..core.random import Random
+from ..core.random import Random, uniform
 from ..core.times import PairLaw, UniformPair
 
 __all__ = ["ToData"]
@@ -15,7 +15,7 @@ __all__ = ["ToData"]
 
 @dataclass(frozen=True)
 class ToData(PairLaw):
-    """Pairs (s, t) of another law, of which the first share has t = 1.
+    """Pairs (s, t) of another law, of which a share has t = 1, wherever in the batch.
 
     The share is constant, or with `until` falls as arccos(k / until) / (pi / 2) of `share`, with k images seen.
 
@@ -25,7 +25,8 @@ class ToData(PairLaw):
         times: the law of the pairs.
     Source: the falling share: Lin, Hu, Ren & others, On the design of one-step diffusion via shortcutting flow paths,
         2025, arXiv:2512.11831 (released code, loss/esc_loss.py).
-    Differs: the share is exact, where the released code draws a coin per sample.
+    Differs: the share is exact, where the released code draws a coin per sample; where it falls is drawn, so that it is
+        independent of what others, such as the velocity "plug_in", do to a part of the batch.
     """
 
     share: float = 1.0
@@ -38,4 +39,5 @@ class ToData(PairLaw):
     def __call__(self, n: int, like: Tensor, generator: Random = None, *, step: int = 0) -> tuple[Tensor, Tensor]:
         s, t = self.times(n, like, generator, step=step)
         share = self.share * math.acos(min(1.0, step / self.until)) / (math.pi / 2) if self.until else self.share
-        return s, torch.where(torch.arange(n, device=t.device) < round(share * n), torch.ones_like(t), t)
+        rank = uniform((n,), like, generator).argsort().argsort()
+        return s, torch.where(rank < round(share * n), torch.ones_like(t), t)

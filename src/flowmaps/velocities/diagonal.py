@@ -21,6 +21,7 @@ class Diagonal:
     Cost: 1 network evaluation without gradient.
     Source: Geng, Lu, Wu & others, Improved mean flows: on the challenges of fastforward generative models, 2025,
         arXiv:2512.02012, the tangent of the derivative.
+    Differs: with the map's own weights it sees the dropout mask of the prediction; an average has no dropout.
     """
 
     target: Target = Own()

@@ -31,7 +31,8 @@ class Guided:
     Source: Geng, Deng, Bai, Kolter & He, Mean flows for one-step generative modeling, 2025, arXiv:2505.13447, Section
         4.2 and Appendix B.1, the guidance with kappa.
     Differs: time reversed with respect to the paper; any sample may be without condition, where the released code drops
-        labels of samples with t = s only.
+        labels of samples with t = s only; the map's own velocities see the dropout mask of the prediction, where the
+        release evaluates them without dropout.
     """
 
     omega: float = 1.0
@@ -54,6 +55,7 @@ class Guided:
             return w
         with stop_gradient():
             mine = model.velocity(x, s, pair.cond)
+        with stop_gradient():  # the same dropout mask
             free = model.velocity(x, s, null)
         guided = self.omega * w + self.kappa * mine + (1 - self.omega - self.kappa) * free
         here = ~same_condition(pair.cond, null) & (s >= self.low) & (s <= self.high)

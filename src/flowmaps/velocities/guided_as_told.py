@@ -34,7 +34,7 @@ class GuidedAsTold(Telling):
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
         2025, arXiv:2505.18825v2, the guided velocity q and a flow map that takes its scale.
     Differs: in q = b(c) + (a - 1) [b(c) - b(null)] w stands for the first b(c), so that one regression teaches b(c)
-        and q; the highest scale is ours.
+        and q; the highest scale is ours; both b see the dropout mask of the prediction.
     """
 
     lowest: float = 0.0
@@ -62,8 +62,10 @@ class GuidedAsTold(Telling):
         label, a = _told(pair.cond)
         w = self.velocity(model, dataclasses.replace(pair, cond=label), x, w, s)
         with stop_gradient():
-            away = model.velocity(x, s, label) - model.velocity(x, s, null)
-        return w + expand_time(a - 1, x).to(x.dtype) * away
+            bound = model.velocity(x, s, label)
+        with stop_gradient():  # the same dropout mask
+            free = model.velocity(x, s, null)
+        return w + expand_time(a - 1, x).to(x.dtype) * (bound - free)
 
 
 def _told(cond: Any) -> tuple[Any, Tensor]:
