@@ -352,7 +352,8 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
     checkpoint = find_checkpoint(Path(run))
     state = load_weights(checkpoint, weights)
     config = read_config(checkpoint / "run.toml")
-    flow = Flow.built(config, config["shape"], config["classes"])
+    with torch.random.fork_rng([]):  # first weights are drawn from the global stream, for nothing here
+        flow = Flow.built(config, config["shape"], config["classes"])
     prefix = "model." if weights == "weights" else ""
     state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     lora = config.get("lora")

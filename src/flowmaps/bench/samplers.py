@@ -132,18 +132,12 @@ def _choosing(on: Field, sampler: Sampler) -> dict[str, Any]:
 
     `evaluations` follow each other, by the sampler's own count; `used` is what the network was asked for in all.
     """
-    asked: list[int] = []
-
-    def watched(x: Tensor, t: Tensor, cond: Any) -> Tensor:
-        asked.append(len(x))
-        return on.flow.velocity(x, t, cond)
-
-    zero, began = torch.zeros(POINTS), time.process_time()
-    y, state = sampler(EulerMap(watched), on.x0, zero, zero + 1)
+    counted, zero, began = Counted(on.flow), torch.zeros(POINTS), time.process_time()
+    y, state = sampler(counted, on.x0, zero, zero + 1)
     seconds = time.process_time() - began
     turns = state if isinstance(state, Tensor) else state.evaluations  # rounds of Picard, each an Euler step
     return {
-        "evaluations": float(turns.double().mean()), "used": sum(asked) / POINTS, "steps": 1, "seconds": seconds,
+        "evaluations": float(turns.double().mean()), "used": counted.states / POINTS, "steps": 1, "seconds": seconds,
     } | _off(on, y)  # fmt: skip
 
 
