@@ -68,7 +68,7 @@ def evaluate_flow(
     labelled = flow.classes > 0 and real_labels is not None
     labels = real_labels.tolist() if labelled and real_labels is not None else None
     guided = flow.guided(guidance)
-    step, (x0, cond) = flow.built_sampler(sampler), flow.starting(COUNTED)
+    step, (x0, cond) = flow.built_sampler(sampler, guidance), flow.starting(COUNTED)
     rows: list[dict[str, Any]] = []
     for k in steps:
         tell(f"{k} steps")
