@@ -6,6 +6,7 @@ import torch
 from flowmaps.bench import family, samplers, training
 from flowmaps.bench.harness import Training, over_seeds, read_rows, train, write_rows
 from flowmaps.build import build
+from flowmaps.core.flow_map import EulerMap
 from flowmaps.oracles.gaussian import Gaussian
 
 
@@ -59,17 +60,75 @@ def test_diverged_trainings_are_counted_and_left_out_of_the_mean():
 
 @pytest.mark.slow
 def test_samplers_are_compared_at_equal_evaluations(tmp_path):
-    samplers.run(tmp_path, data=["eight_gaussians"], asked=["euler", "runge_kutta4"])
+    samplers.run(tmp_path, data=["eight_gaussians"], asked=["euler", "runge_kutta4", "flow_turbo", "picard"])
     rows = {(r["sampler"], r["grid"], r["evaluations"]): r for r in read_rows(tmp_path / "eight_gaussians.csv")}
     assert rows["euler", "uniform", 10]["steps"] == 10
     assert rows["runge_kutta4", "uniform", 10]["used"] == 8, "two steps of four"
     assert ("runge_kutta4", "uniform", 3) not in rows, "one step costs four"
+    assert rows["flow_turbo", "uniform", 10]["steps"] == 9, "Heun's first step costs two, the others one"
+    assert sum(grid == samplers.OWN for _, grid, _ in rows) == 4
     errors = [rows["euler", "uniform", n]["error"] for n in (3, 5, 10, 20)]
     assert errors == sorted(errors, reverse=True)
     assert "| runge_kutta4 | uniform |  | " in (tmp_path / "eight_gaussians.md").read_text()
     assert (tmp_path / "eight_gaussians.png").exists()
     with pytest.raises(ValueError, match="there is no flow 'nothing' to sample"):
         samplers.run(tmp_path, data=["nothing"])
+
+
+def test_what_failed_is_told_and_tried_again(tmp_path, monkeypatch):
+    """And what was found is not measured anew, setting by setting."""
+    monkeypatch.setattr(samplers, "commit", lambda: "new")
+    monkeypatch.setattr(samplers, "plot", lambda *args: None)
+    monkeypatch.setattr(samplers, "in_parallel", lambda work, jobs: (work(*job) for job in jobs))
+    monkeypatch.setattr(samplers, "names", lambda kind: {"samplers": ["euler", "ghvb"]}.get(kind, ["boss", "uniform"]))
+    jobs, broken = [], {"ghvb order=2 beta=0.5"}
+
+    def measure(name, table, grid):
+        jobs.append((samplers.title(table), grid))
+        base = {"flow": name, "sampler": samplers.title(table), "grid": grid}
+        values = {"used": 3, "steps": 3, "seconds": 1.0, "error": 0.5, "energy": 2.0}
+        bad = {"failed": "RuntimeError: another type"} if jobs[-1][0] in broken and grid == "boss" else {}
+        return [base | {"evaluations": 3} | values, base | {"evaluations": 5} | (bad or values)]
+
+    monkeypatch.setattr(samplers, "measure", measure)
+    for again in ([(m, g) for m in ("euler", "ghvb order=2 beta=0.5", "ghvb order=4 beta=0.5") for g in ("boss", "uniform")],
+                  [("ghvb order=2 beta=0.5", "boss")]):  # fmt: skip
+        jobs.clear()
+        samplers.run(tmp_path, data=["eight_gaussians"])
+        assert jobs == again
+        assert len(read_rows(tmp_path / "eight_gaussians.csv")) == 12, "the new rows take the place of the failed"
+        text = (tmp_path / "eight_gaussians.md").read_text()
+        assert "| ghvb order=2 beta=0.5 | boss | 0.5 | failed |  |  |  | failed |  |" in text
+        assert "tried again by the next run: ghvb order=2 beta=0.5 on boss: RuntimeError: another type" in text
+    broken.clear()
+    samplers.run(tmp_path, data=["eight_gaussians"])
+    assert "failed" not in (tmp_path / "eight_gaussians.md").read_text().lower()
+    jobs.clear()
+    samplers.run(tmp_path, data=["eight_gaussians"])
+    assert jobs == []
+
+
+def test_samplers_that_choose_have_a_row_at_the_evaluations_they_take(monkeypatch):
+    flow = EulerMap(lambda x, t, cond: 0 * x + 1.0)
+    x0 = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).float()
+    on = samplers.Field(flow, x0, x0 + 1, x0 + 1, 1.0)
+    monkeypatch.setattr(samplers, "POINTS", 20)
+    monkeypatch.setattr(samplers, "field", lambda name: on)
+    torch.set_default_dtype(torch.float32)
+    for table, turns, used in (
+        # A constant velocity: two evaluations to begin with, some steps that grow tenfold, each of six.
+        ({"name": "dormand_prince", "relative": 0.1, "absolute": 0.1}, None, None),
+        # The first round is right, and the second says so.
+        ({"name": "picard", "steps": 20, "tolerance": 1e-3}, 2, 40),
+    ):
+        (row,) = samplers.measure("any", table, samplers.OWN)
+        assert row["error"] < 1e-6
+        assert row["evaluations"] == turns if turns else (row["evaluations"] - 2) % 6 == 0
+        assert row["used"] == (used or row["evaluations"])
+        assert f"| {samplers.title(table)} | {row['evaluations']:.3g} |" in "\n".join(samplers._chosen([row]))
+        assert samplers._table([row]) == []
+    compared = {table["name"] for table in samplers.samplers()}
+    assert {"flow_turbo", "dormand_prince", "picard"} <= compared
 
 
 @pytest.mark.slow

@@ -9,12 +9,16 @@ from truth import SHAPES, eight_gaussians, gaussian, stream
 
 import flowmaps
 from flowmaps.build import build
-from flowmaps.core.flow_map import EulerMap, FlowMap
+from flowmaps.core.flow_map import EulerMap, FlowMap, MeanVelocity
 from flowmaps.core.interpolant import Linear
 from flowmaps.couplings.independent import Independent
 from flowmaps.flow import Flow
+from flowmaps.guidance.cfg import CFG
+from flowmaps.guidance.interval import Interval
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.interpolants.variance_exploding import VarianceExploding
+from flowmaps.nets.mlp import MLP
+from flowmaps.samplers.flow_turbo import FlowTurbo
 from flowmaps.spaces.euclidean import Euclidean
 
 
@@ -180,6 +184,82 @@ def test_a_grid_is_searched_for_and_does_not_depend_on_what_is_drawn():
     assert torch.equal(times, flow.times(3, {"name": "shortest_path"}))
     assert torch.equal(flow.sample(5, 3, grid="shortest_path"), flow.sample(5, times.tolist()))
     assert torch.equal(flow.sample(5, 3, grid="uniform"), flow.sample(5, 3))
+
+
+class Swinging(FlowMap):
+    """Label 1 swings late, label 0 early, and without a label nothing moves."""
+
+    def mean_velocity(self, x, s, t, cond=None):
+        rate = torch.where(cond == 1, (s - 0.5).clamp_min(0), torch.where(cond == 0, (0.5 - s).clamp_min(0), 0))
+        return (8 * rate)[:, None].expand_as(x)
+
+    def null_condition(self, batch):
+        return torch.full((batch,), 4)
+
+
+def test_a_grid_is_tried_on_what_is_asked_for():
+    flow, boss = dataclasses.replace(labelled(), model=EulerMap(Swinging())), {"name": "boss", "nodes": 12}
+    early, late, both = (flow.times(3, boss, label=label) for label in (0, 1, [0, 1, 1]))
+    assert early[-2] <= 0.5 <= late[1]
+    assert both[1] < 0.5 < both[-2]
+    for label, times in ((1, late), ([0, 1, 1], both)):
+        asked = flow.sample(3, 3, label=label, sampler="euler", grid=boss)
+        assert torch.equal(asked, flow.sample(3, times.tolist(), label=label, sampler="euler"))
+    cond = torch.tensor([0, 1, 1])
+    assert torch.equal(flow.times(3, boss, cond=cond), both)
+    assert torch.equal(flow.sample(3, 3, cond=cond, sampler="euler", grid=boss), asked)
+    with pytest.raises(ValueError, match=r"chooses the times of a number of steps; got times, \[0.0, 1.0\], too"):
+        flow.sample(3, [0.0, 1.0], grid=boss)
+
+
+class Watching:
+    """A grid for a sampler."""
+
+    def __init__(self, sampler):
+        Watching.seen = sampler
+
+    def __call__(self, steps, model, x0, cond=None):
+        return torch.linspace(0, 1, steps + 1)
+
+
+def test_runs_are_loaded_wherever_they_stand_and_refiners_guided_as_the_flow(monkeypatch):
+    net = MLP((4,), classes=4, width=8, depth=2).double()
+    flow = dataclasses.replace(labelled(), model=EulerMap(labelled().model))
+    refiner, weak = MeanVelocity(net), eight_gaussians(labels=torch.arange(8) % 4, steps=4)
+    weak.std.fill_(0.4)
+    held = {"r": refiner, "w": weak}
+    monkeypatch.setattr(flowmaps.flow, "load", lambda run: dataclasses.replace(flow, model=held[run]))
+    turbo = {"name": "flow_turbo", "pseudo": 0, "refiner": "r"}
+
+    def drawn(sampler, guidance):
+        return flow.sample(5, 4, label=1, sampler=sampler, guidance=guidance)
+
+    window = Interval(refiner, CFG(refiner, 3.0), 0.0, 0.6)
+    for guidance, mine in (
+        (1.0, refiner),
+        (3.0, CFG(refiner, 3.0)),
+        ({"name": "guided_flows", "scale": 3.0}, CFG(refiner, 3.0)),
+        ({"name": "interval", "low": 0.0, "high": 0.6, "guidance": {"name": "cfg", "scale": 3.0}}, window),
+    ):
+        wanted = drawn(FlowTurbo(1, 0, mine), guidance)
+        assert torch.equal(drawn(turbo, guidance), wanted)
+        around = {"name": "reflected", "sampler": turbo, "low": -50.0, "high": 50.0}
+        assert torch.equal(drawn(around, guidance), wanted)
+    assert not torch.equal(drawn(turbo, 3.0), drawn(FlowTurbo(1, 0, refiner), 3.0))
+    flow.times(3, {"name": "test_flow:Watching", "sampler": turbo}, guidance=3.0)
+    assert isinstance(Watching.seen.refiner, CFG)
+    assert Watching.seen.refiner.model is refiner
+    inner = {"name": "autoguidance", "weak": "w", "scale": 3.0}
+    guided = drawn("euler", inner | {"weak": weak})
+    assert torch.equal(drawn("euler", {"name": "interval", "low": 0.0, "high": 1.0, "guidance": inner}), guided)
+    assert not torch.equal(drawn("euler", 1.0), guided)
+    for guidance in ("raag", {"name": "interval", "guidance": inner}, lambda model: model):
+        with pytest.raises(ValueError, match="a refiner given by its run must be guided as the model is, by a scale"):
+            drawn(turbo, guidance)
+    flow = dataclasses.replace(flow, interpolant=Trigonometric())
+    monkeypatch.setattr(flowmaps.flow, "load", lambda run: labelled())
+    with pytest.raises(ValueError, match=r"weak must be a run on the flow's path, Trigonometric\(\); got w on Linear"):
+        drawn("euler", inner)
 
 
 def test_sampling_to_a_tolerance():

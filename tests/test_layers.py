@@ -17,7 +17,7 @@ from flowmaps.describe import section
 
 ROOT = Path(flowmaps.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
-TOP = {"flow", "engine", "data", "metrics", "bench", "cli"}  # may import everything below, and what is heavy
+TOP = {"flow", "by_name", "engine", "data", "metrics", "bench", "cli"}  # may import everything below, and what is heavy
 LAZY = {"couplings/_transport.py": {"scipy"}}  # inside a function; docs/decisions.md says why
 METHODS = {p.name for p in ROOT.iterdir() if p.is_dir() and p.name not in {*TOP, "core", "recipes", "__pycache__"}}
 

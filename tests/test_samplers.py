@@ -8,10 +8,10 @@ import torch
 from truth import SHAPES, Remembering, eight_gaussians, gaussian, slope, stream
 
 from flowmaps.build import build, names
-from flowmaps.core.flow_map import Counted, EulerMap, MeanVelocity
+from flowmaps.core.flow_map import Counted, EulerMap
 from flowmaps.core.interpolant import Linear
 from flowmaps.core.random import Tape, TapeError
-from flowmaps.core.recurrent import Recurrent
+from flowmaps.core.recurrent import Recurrent, RecurrentNet
 from flowmaps.core.sampling import Euler, Heun, sample
 from flowmaps.guidance.cfg import CFG
 from flowmaps.interpolants.stochastic import Stochastic
@@ -523,22 +523,28 @@ def test_dualfast_makes_up_for_few_steps_and_a_blurred_field():
     assert median(flow, 200, 0.2) > 1.5 * median(flow, 200, 0.0)
 
 
-@pytest.mark.parametrize("spec", [*DEFAULTS, *VARIANTS], ids=str)
-def test_states_of_half_precision_stay_so(spec):
-    """Times are float32 at least; a network of half precision takes no other state."""
-    sampler = build("samplers", spec)
-    if not getattr(sampler, "order", None) or by_noise(spec) or spec["name"] in ("recurrent", "dualfast"):
-        return  # they keep states in single precision inside
+class Half(RecurrentNet):
+    """A network of half precision, which takes no other state."""
 
-    class Half(torch.nn.Linear):
-        def forward(self, x, s, t, cond=None):
-            assert x.dtype == torch.bfloat16
-            return super().forward(x)
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3).bfloat16()
 
+    def advance(self, x, s, t, cond, memory):
+        assert x.dtype == torch.bfloat16
+        return self.layer(x), None
+
+    def null_condition(self, batch):
+        return None
+
+
+@pytest.mark.parametrize("path", [Linear(), Trigonometric()], ids=str)
+@pytest.mark.parametrize("spec", [*DEFAULTS, *VARIANTS, *(n for n in NOISY if isinstance(n, dict))], ids=str)
+def test_states_of_half_precision_stay_so(spec, path):
+    """Times and draws are float32 at least."""
+    sampler, x = build("samplers", spec, interpolant=path), torch.ones(4, 3).bfloat16()
     with torch.no_grad():
-        x = sample(
-            MeanVelocity(Half(3, 3).bfloat16()), torch.ones(4, 3).bfloat16(), torch.linspace(0, 1, 4), sampler=sampler
-        )
+        x = sample(Recurrent(Half()), x, torch.linspace(0, 1, 4), sampler=sampler, generator=stream())
     assert x.dtype == torch.bfloat16
     assert x.isfinite().all()
 

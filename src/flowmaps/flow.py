@@ -1,7 +1,6 @@
 """Flow: what a user holds. A map with the path, source and space it was trained on."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .build import build, find
+from .by_name import Guidance, Open, built_grid, built_sampler, equal_or_given, guided, guided_refiner
 from .conditions.label import Label
 from .core.adaptive import Adapted, Rung, sample_to_tolerance
 from .core.calibration import calibrate
@@ -29,12 +29,8 @@ from .engine.checkpoint import find_checkpoint, load_weights
 from .engine.config import read_config
 from .engine.lora import merged
 from .metrics.function_evaluations import leaves_counted
-from .nets._embedding import Condition
 
 __all__ = ["Flow", "Guidance", "load"]
-
-Guidance = float | str | Mapping[str, Any] | Callable[[FlowMap], FlowMap]
-"""A scale, a name or a table of a guidance, or what makes the guided map from the map."""
 
 PROBE = 1 << 40  # index of the first sample to try things on: nobody samples there
 
@@ -108,6 +104,7 @@ class Flow:
                 makes the guided map from the map.
             first: index of the first sample.
             grid: how the times of a number of steps are chosen: a name, a table or an object; left out, equal steps.
+                What is searched for is tried on samples with the labels or conditions asked for.
             batch: how many are drawn at a time.
             callback: called with the number of samples drawn so far.
             cond: condition of each sample, any nesting of tensors [n, *], in place of labels; `condition` makes such.
@@ -115,9 +112,9 @@ class Flow:
             Data [n, *].
         Cost: steps times the sampler's evaluations, times those of the guidance; two unless the network is told.
         """
-        step = self.built_sampler("jump" if sampler is None else sampler)
+        step = self.built_sampler("jump" if sampler is None else sampler, guidance)
         model = self.guided(guidance)
-        times = self.times(steps, grid, sampler=step, guidance=guidance)
+        times = self.times(steps, grid, sampler=step, guidance=guidance, label=label, cond=cond)
         parts: list[Tensor] = []
         for x0, told, generator in self._starts(n, label, seed, first, batch, cond):
             x = self.run(model, x0, times, sampler=step, cond=told, generator=generator)
@@ -187,54 +184,62 @@ class Flow:
 
     def times(
         self, steps: int | Sequence[float], grid: str | Mapping[str, Any] | TimeGrid | None = None,
-        sampler: Sampler | None = None, guidance: Guidance = 1.0,
+        sampler: Sampler | None = None, guidance: Guidance = 1.0, label: int | Sequence[int] | None = None,
+        cond: Any = None,
     ) -> Tensor:  # fmt: skip
-        """The times that `sample` steps through, [K + 1] float64; a searched grid is tried on 256 samples."""
-        if grid is None or not isinstance(steps, int):
-            return _grid(steps)
-        context: dict[str, Any] = {"interpolant": self.interpolant} | ({} if sampler is None else {"sampler": sampler})
-        named = isinstance(grid, (str, Mapping))
-        chosen = build("time_grids", grid, **context) if named else _callable("grid", grid)
-        x0, cond = self.starting(256)
-        return chosen(len(_grid(steps)) - 1, self.guided(guidance), x0, cond)
+        """The times that `sample` steps through, [K + 1] float64; a searched grid is tried on 256 samples.
+
+        They have the labels or conditions given, in turn.
+        """
+        if grid is None:
+            return equal_or_given(steps)
+        if not isinstance(steps, int):
+            raise ValueError(f"a grid chooses the times of a number of steps; got times, {steps}, too. Leave one out.")
+        chosen = built_grid(grid, self.interpolant, sampler, self._held(guidance))
+        count = len(equal_or_given(steps)) - 1
+        return chosen(count, self.guided(guidance), *self.starting(256, label=label, cond=cond))
 
     def guided(self, guidance: Guidance) -> FlowMap:
         """The map with guidance; for a scale told it if its network takes it, else mixed from two evaluations.
 
         In a table, `weak` may be the run whose map autoguidance leads away from, or a checkpoint of one.
         """
-        if isinstance(guidance, (int, float)):
-            if guidance == 1:
-                return self.model
-            if not math.isfinite(guidance):
-                raise ValueError(f"guidance must be a finite scale; got {guidance}. 1 is none.")
-            takes = any(isinstance(part, Condition) and "guidance" in part.numbers for part in self.model.modules())
-            guidance = {"name": "told" if takes else "cfg", "scale": float(guidance)}
-        if not isinstance(guidance, (str, Mapping)):
-            return _callable("guidance", guidance)(self.model)
-        table = self._with_map(guidance, "weak")
-        return build("guidance", table, model=self.model, interpolant=self.interpolant)
+        return guided(guidance, self.model, self.interpolant, self._held())
 
-    def built_sampler(self, sampler: str | Mapping[str, Any] | Sampler) -> Sampler:
+    def built_sampler(self, sampler: str | Mapping[str, Any] | Sampler, guidance: Guidance = 1.0) -> Sampler:
         """The sampler of a name or a table, on the path of the flow; an object is what it is.
 
-        In a table, `refiner` may be the run of the loss "velocity_refiner" whose map flow_turbo takes.
+        In a table, `refiner` may be the run of the loss "velocity_refiner" whose map flow_turbo takes; it is guided as
+        the flow is.
         """
-        if not isinstance(sampler, (str, Mapping)):
-            return _callable("sampler", sampler)
-        return build("samplers", self._with_map(sampler, "refiner"), interpolant=self.interpolant)
+        return built_sampler(sampler, self.interpolant, self._held(guidance))
 
-    def _with_map(self, given: str | Mapping[str, Any], key: str) -> dict[str, Any]:
-        """A table whose map under a key is loaded, where it is told by its run."""
-        table: dict[str, Any] = {"name": given} if isinstance(given, str) else dict(given)
-        if isinstance(table.get(key), str):
-            table[key] = load(table[key]).model.to(self._like().device)
-        return table
+    def _held(self, guidance: Guidance = 1.0) -> Open:
+        """How the map of a run in a table is loaded."""
 
-    def starting(self, n: int, seed: int = 0) -> tuple[Tensor, Any]:
-        """States at time 0 [n, *] to try things on, and their conditions; nobody samples from these."""
-        x0, cond, _ = next(self._starts(n, None, seed, PROBE, n))
-        return x0, cond
+        def held(key: str, run: str) -> FlowMap:
+            other = load(run)
+            if other.interpolant != self.interpolant:
+                raise ValueError(
+                    f"{key} must be a run on the flow's path, {self.interpolant}; got {run} on {other.interpolant}. "
+                    "Train it on this path."
+                )
+            model = other.model.to(self._like().device)
+            return guided_refiner(guidance, model, self.interpolant, held) if key == "refiner" else model
+
+        return held
+
+    def starting(
+        self, n: int, seed: int = 0, label: int | Sequence[int] | None = None, cond: Any = None
+    ) -> tuple[Tensor, Any]:
+        """States at time 0 [n, *] to try things on, and their conditions; nobody samples from these.
+
+        Several labels, or the rows of a condition, of whatever number, take turns.
+        """
+        turns = partial(_in_turn, n)
+        label = None if label is None else turns(torch.as_tensor(label).flatten()).tolist()
+        x0, told, _ = next(self._starts(n, label, seed, PROBE, n, map_condition(turns, cond)))
+        return x0, told
 
     def _like(self) -> Tensor:
         """A tensor on the device of the map, and of its precision."""
@@ -318,16 +323,14 @@ class Flow:
         return given.to(x.device) if isinstance(given, Tensor) else given
 
 
-def _callable(what: str, given: Any) -> Any:
-    if not callable(given):
-        raise ValueError(f"{what} must be a name, a table or an object; got {given!r}.")
-    return given
-
-
 def _rows(n: int, low: int, size: int, device: torch.device, c: Tensor) -> Tensor:
     if len(c) != n:
         raise ValueError(f"cond must have one row for each of {n} samples; got shape {tuple(c.shape)}.")
     return c[low : low + size].to(device)
+
+
+def _in_turn(n: int, c: Tensor) -> Tensor:
+    return c[torch.arange(n, device=c.device) % len(c)]
 
 
 def _state_shape(space: Space, data: Tensor) -> tuple[int, ...]:
@@ -353,7 +356,8 @@ def load(run: str | Path, weights: str = "ema", device: str = "cpu") -> Flow:
     checkpoint = find_checkpoint(Path(run))
     state = load_weights(checkpoint, weights)
     config = read_config(checkpoint / "run.toml")
-    flow = Flow.built(config, config["shape"], config["classes"])
+    with torch.random.fork_rng([]):  # first weights are drawn from the global stream, for nothing here
+        flow = Flow.built(config, config["shape"], config["classes"])
     prefix = "model." if weights == "weights" else ""
     state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
     lora = config.get("lora")
@@ -383,16 +387,3 @@ def _refines(config: Mapping[str, Any]) -> bool:
 def as_map(model: FlowMap, loss: object) -> FlowMap:
     """The map to sample with: a loss (object or class) that learns only the diagonal leaves Euler steps."""
     return model if getattr(loss, "learns_map", True) else EulerMap(model)
-
-
-def _grid(steps: int | Sequence[float]) -> Tensor:
-    if isinstance(steps, int):
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1; got {steps}.")
-        return torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    if isinstance(steps, (str, float)):
-        raise ValueError(f"steps must be a whole number, or times that increase from 0 to 1; got {steps!r}.")
-    times = torch.as_tensor(steps, dtype=torch.float64)
-    if len(times) < 2 or times[0] != 0 or times[-1] != 1 or bool((times.diff() <= 0).any()):
-        raise ValueError(f"steps must be a number, or times that increase from 0 to 1; got {steps!r}.")
-    return times

@@ -21,6 +21,7 @@ from flowmaps.build import kinds, names
 from flowmaps.cli import sampling
 from flowmaps.cli.__main__ import app, main
 from flowmaps.engine.config import find_recipe, override, read_config, recipe_names
+from flowmaps.samplers.dormand_prince import DormandPrince
 
 TINY = [
     "images=640", "batch=32", "net.width=16", "net.depth=2", "save.every=320", "device=cpu", "sample.steps=[1, 2]",
@@ -182,6 +183,17 @@ def test_evaluate(run, tmp_path):
     assert "energy" in text
     kept = (run[0] / "evaluation.json").read_text()
     assert json.loads(kept)["sampler"] == "jump", "another file leaves the run's own alone"
+
+
+def test_evaluations_are_counted_where_the_flow_starts(run, tmp_path):
+    """An adaptive solver takes there what it takes for samples."""
+    before, held, solver = torch.get_rng_state(), flowmaps.load(run[0]), "{name='dormand_prince', absolute=0.1}"
+    inside("evaluate", run[0], "--steps", 1, "--n", 9, "--sampler", solver, "--out", tmp_path / "e.json")
+    (x0, cond), zero = held.starting(64), torch.zeros(64)
+    _, state = DormandPrince(absolute=0.1)(held.model, x0, zero, zero + 1, cond=cond)
+    mean = float(state.evaluations.double().mean())
+    assert json.loads((tmp_path / "e.json").read_text())["rows"][0]["evaluations"] == pytest.approx(mean)
+    assert torch.equal(before, torch.get_rng_state()), "nothing is drawn from the global stream"
 
 
 def test_guidance_and_grids_by_name_or_table(run, tmp_path):

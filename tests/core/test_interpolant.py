@@ -37,6 +37,14 @@ def test_derivatives(name):
         assert (exact - given_).abs().max() <= 1e-12 * (1 + given_.abs().max())
 
 
+@pytest.mark.parametrize("name", PATHS)
+def test_states_have_the_type_of_the_source(name):
+    """Times are float32 at least."""
+    path, x, t = build("interpolants", name), torch.ones(4, 3).bfloat16(), torch.rand(4, generator=stream())
+    for value in (path.state(x, -x, t, x), path.velocity(x, -x, t, x), *path.draw(Pair(x, -x), t, stream())):
+        assert value.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", PLAIN)
 def test_conversions_solve_the_system_and_agree_with_the_score(name, shape):

@@ -10,9 +10,9 @@ from torch import nn
 from truth import SHAPES, TrueRefiner, eight_gaussians, gaussian, stream
 
 from flowmaps.build import build
-from flowmaps.core.flow_map import Counted, FlowMap, MeanVelocity
+from flowmaps.core.flow_map import Counted, EulerMap, FlowMap, MeanVelocity
 from flowmaps.core.interpolant import Linear
-from flowmaps.core.random import Tape
+from flowmaps.core.random import Tape, TapeError
 from flowmaps.core.recurrent import Recurrent
 from flowmaps.core.sampling import Euler, Heun, Jump, RungeKutta4, sample
 from flowmaps.core.types import Pair
@@ -291,6 +291,20 @@ def test_bottleneck_samples_from_a_unet_at_two_resolutions():
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("path", [Linear(), Trigonometric()], ids=str)
+def test_bottleneck_keeps_half_precision(path):
+    seen = []
+
+    class Watched(FlowMap):
+        def mean_velocity(self, x, s, t, cond=None):
+            seen.append(x.dtype)
+            return -x
+
+    x = torch.ones(2, 1, 4, 4).bfloat16()
+    y, _ = Bottleneck(interpolant=path)(Watched(), x, torch.zeros(2), torch.ones(2), generator=stream())
+    assert {y.dtype, *seen} == {torch.bfloat16}
+
+
 def test_errors_of_bottleneck():
     flow, x = gaussian(), torch.zeros(2, 3)
     zero, one = torch.zeros(2), torch.ones(2)
@@ -302,6 +316,15 @@ def test_errors_of_bottleneck():
         ValueError, match=r"network that takes images of several sizes.*took \(4, 4\) and not \(2, 2\): mat"
     ):
         Bottleneck()(fixed, images, zero, one)
+    for error in (torch.OutOfMemoryError, TapeError):  # at the low resolution, and not for its sake
+
+        def raises(x, t, cond, error=error):
+            if len(x[0, 0]) == 2:
+                raise error("something else")
+            return -x
+
+        with pytest.raises(error, match="^something else"):
+            Bottleneck()(EulerMap(raises), images, zero, one)
     for options, message in (
         ({"steps": (4, 4)}, "one number per stage"),
         ({"scales": (1, 1, 0.5)}, "scales must be > 0, and 1 in the first and the last stage"),

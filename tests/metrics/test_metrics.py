@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from truth import SHAPES, TrueNet, eight_gaussians, gaussian, stream
+from truth import SHAPES, Remembering, TrueNet, eight_gaussians, gaussian, stream
 
 from flowmaps.build import build
-from flowmaps.core.flow_map import Counted, EulerMap, MeanVelocity
+from flowmaps.core.flow_map import Counted, EulerMap, FlowMap, MeanVelocity
 from flowmaps.core.interpolant import Linear
+from flowmaps.core.recurrent import Recurrent
 from flowmaps.core.sampling import Jump, RungeKutta4, trajectory
 from flowmaps.core.types import Pair
 from flowmaps.metrics.classifier_two_sample import classifier_two_sample
@@ -25,7 +26,11 @@ from flowmaps.metrics.maximum_mean_discrepancy import maximum_mean_discrepancy
 from flowmaps.metrics.sliced_wasserstein import sliced_wasserstein
 from flowmaps.metrics.straightness import straightness
 from flowmaps.oracles.gaussian import Gaussian
+from flowmaps.samplers.dormand_prince import DormandPrince
+from flowmaps.samplers.flow_turbo import FlowTurbo
 from flowmaps.samplers.heun import Heun
+from flowmaps.samplers.picard import Picard
+from flowmaps.samplers.reflected import Reflected
 
 
 def normals(n, d=2, shift=0.0, seed=0):
@@ -111,8 +116,8 @@ def test_histogram_kl_of_known_cells():
 
 def test_function_evaluations_are_counted():
     flow, x = gaussian(), torch.zeros(1, 3)
-    assert function_evaluations(flow, Heun(), 5, x) == 10
-    assert function_evaluations(flow, RungeKutta4(), 3, x) == 12
+    assert function_evaluations(flow, Heun(), 5, x) == (10, None)
+    assert function_evaluations(flow, RungeKutta4(), 3, x) == (12, None)
 
 
 def test_evaluations_of_guided_maps_are_those_of_their_networks():
@@ -120,7 +125,7 @@ def test_evaluations_of_guided_maps_are_those_of_their_networks():
     x, cond = torch.zeros(1, 2), torch.zeros(1, dtype=torch.long)
 
     def count(sampler, number, **table):
-        return function_evaluations(build("guidance", table, model=model), sampler, number, x, cond)
+        return function_evaluations(build("guidance", table, model=model), sampler, number, x, cond).model
 
     assert count(Heun(), 5, name="cfg") == 20
     assert count(Jump(), 3, name="autoguidance", weak=eight_gaussians(steps=1)) == 6, "the weak map counts too"
@@ -128,8 +133,40 @@ def test_evaluations_of_guided_maps_are_those_of_their_networks():
     # Times 0, 0.25, 0.5, 0.75 of Euler steps: two of them inside.
     assert count(build("samplers", "euler"), 4, name="interval", low=0.2, high=0.6) == 6
     guided = build("guidance", "raag", model=model)
-    assert function_evaluations(guided, Jump(), 4, x, cond) == 8
+    assert function_evaluations(guided, Jump(), 4, x, cond).model == 8
     assert not [part for part in guided.modules() if isinstance(part, Counted)], "the map is left alone"
+
+
+def test_evaluations_of_samplers_that_decide_are_those_of_the_samples():
+    """An adaptive solver is believed about each sample, one that draws gets a stream, and a refiner counts apart."""
+    model = eight_gaussians(labels=torch.arange(8) % 3, steps=1)
+    x, cond, before = torch.randn(50, 2, generator=stream()), torch.arange(50) % 3, torch.get_rng_state()
+    zero, watched = torch.zeros(50), Counted(model)
+    solver = DormandPrince(1e-4, 1e-4)
+    _, state = solver(watched, x, zero, zero + 1, cond=cond)
+    mean = float(state.evaluations.double().mean())
+    assert watched.states > 51 * mean, "some have arrived, and are kept company"
+    assert function_evaluations(model, solver, 1, x, cond).model == pytest.approx(mean, rel=1e-12)
+    guided = build("guidance", {"name": "cfg", "scale": 1.0}, model=model)
+    assert function_evaluations(guided, solver, 1, x, cond).model == pytest.approx(2 * mean, rel=1e-12)
+    # Twelve steps at once, in every round of a sample.
+    picard = Picard(steps=12)
+    _, rounds = picard(model, x, zero, zero + 1, cond=cond)
+    assert function_evaluations(model, picard, 1, x, cond).model == 12 * float(rounds.double().mean())
+    assert function_evaluations(model, build("samplers", "stochastic_heun"), 3, x, cond).model == 6
+    assert torch.equal(before, torch.get_rng_state())
+    turbo = FlowTurbo(1, 1, build("guidance", {"name": "cfg", "scale": 2.0}, model=Recurrent(Remembering(Silent()))))
+    for sampler in (turbo, Reflected(turbo, -9.0, 9.0)):
+        assert function_evaluations(model, sampler, 5, x, cond) == (3, 2 * 3 * 2), (
+            "three steps, twice, with and without"
+        )
+
+
+class Silent(FlowMap):
+    """A refiner that knows of no change."""
+
+    def mean_velocity(self, x, s, t, cond=None):
+        return 0 * x
 
 
 def paths(model, x0, n=32):

@@ -160,7 +160,7 @@ class Integrated(FlowMap):
 
 
 class Counted(FlowMap):
-    """The same map, counting its calls.
+    """The same map, counting its calls, and the states in them.
 
     Args:
         model: the flow map.
@@ -168,10 +168,10 @@ class Counted(FlowMap):
 
     def __init__(self, model: FlowMap) -> None:
         super().__init__()
-        self.model, self.calls = model, 0
+        self.model, self.calls, self.states = model, 0, 0
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        self.calls += 1
+        self.calls, self.states = self.calls + 1, self.states + len(x)
         return self.model.mean_velocity(x, s, t, cond)
 
     def null_condition(self, batch: int) -> Any:

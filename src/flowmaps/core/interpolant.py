@@ -112,12 +112,12 @@ class Interpolant(ABC):
     def state(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """I_t [B, *], from source and data [B, *], times [B] and, if there is latent noise, z [B, *]."""
         x = expand_time(self.alpha(t), x0) * x0 + expand_time(self.beta(t), x1) * x1
-        return x if z is None else x + expand_time(self.gamma(t), z) * z
+        return (x if z is None else x + expand_time(self.gamma(t), z) * z).to(x0.dtype)
 
     def velocity(self, x0: Tensor, x1: Tensor, t: Tensor, z: Tensor | None = None) -> Tensor:
         """D I_t / dt [B, *], the conditional velocity."""
         v = expand_time(self.alpha_dot(t), x0) * x0 + expand_time(self.beta_dot(t), x1) * x1
-        return v if z is None else v + expand_time(self.gamma_dot(t), z) * z
+        return (v if z is None else v + expand_time(self.gamma_dot(t), z) * z).to(x0.dtype)
 
     def draw(self, pair: Pair, t: Tensor, generator: Random = None) -> tuple[Tensor, Tensor]:
         """I_t and dI_t/dt of a coupled draw, with fresh latent noise where the path has any: [B, *] each."""

@@ -35,4 +35,4 @@ def drift_and_diffusion(
         source = interpolant.source_from_velocity(v, x, t)
     # e * score = -(e / c) E[noise|x]: the quotient is formed first because both vanish at the data end.
     ratio = noise / interpolant.noise_scale(t).clamp_min(1e-12)
-    return v - expand_time(ratio, x).to(x.dtype) * source, (2 * noise).sqrt()
+    return v - (expand_time(ratio, x) * source).to(x.dtype), (2 * noise).sqrt()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..build import build, construct, find
+from ..by_name import opened
 from ..core.flow_map import EulerMap, FlowMap
 from ..core.random import fold_in
 from ..core.reparametrize import Reparametrized
@@ -86,18 +87,8 @@ def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> L
             f"the loss {config['loss']['name']!r} learns from a teacher; none is given. Use `flowmaps distill TEACHER "
             "RECIPE`, or set teacher to a run folder."
         )
-    return build("losses", _with_maps(config["loss"], flow), **context)
-
-
-def _with_maps(table: Mapping[str, Any], flow: Flow) -> dict[str, Any]:
-    """The table of a loss, with the maps of the runs that it names: `weak`, of the velocity "autoguided"."""
-
-    def opened(key: str, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return _with_maps(value, flow)
-        return _on_this_path(load(value), flow) if key == "weak" and isinstance(value, str) else value
-
-    return {key: opened(key, value) for key, value in table.items()}
+    loss = opened(config["loss"], lambda key, run: _on_this_path(load(run), flow))  # `weak`, of "autoguided"
+    return build("losses", loss, **context)
 
 
 def _on_this_path(teacher: Flow, flow: Flow) -> FlowMap:

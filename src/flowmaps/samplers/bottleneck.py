@@ -91,13 +91,14 @@ class Bottleneck:
         for k, (start, scale) in enumerate(zip(self.starts, self.scales, strict=True)):
             if k > 0:
                 sides = [round(scale * side) for side in size]
-                x = F.interpolate(x, sides, mode=self.resample, antialias=self.resample != "area")
-                noise = normal(x.shape, x, generator).to(x.dtype)
-                x, _ = self.interpolant.draw(Pair(noise, x), fill_time(start, x), generator)
+                full = x.to(torch.promote_types(x.dtype, torch.float32))  # as antialiasing on a processor wants it
+                clean = F.interpolate(full, sides, mode=self.resample, antialias=self.resample != "area")
+                noise = normal(clean.shape, clean, generator)
+                x = self.interpolant.draw(Pair(noise, clean), fill_time(start, clean), generator)[0].to(x.dtype)
             try:
                 x = sample(model, x, self.times(k), sampler=self.sampler, cond=cond, generator=generator)
             except RuntimeError as error:
-                if scale == 1:
+                if scale == 1 or type(error) is not RuntimeError:  # others are of memory, of draws, of the compiler
                     raise
                 raise ValueError(
                     "bottleneck needs a network that takes images of several sizes, such as unet; this one took "

@@ -34,7 +34,7 @@ class FlowTurbo:
         heun: steps of Heun's method, at first.
         pseudo: pseudo correctors after them; left out, all that follow.
         refiner: of the steps after these, a map that the loss "velocity_refiner" has trained. If the model is guided,
-            so should the refiner be, in the same way.
+            so should the refiner be, in the same way, as one is that is told by its run.
     Cost: per step 2 network evaluations by Heun's method, 1 by the pseudo corrector and 2 of the refiner; 1 more in the
         first step if that is a pseudo corrector.
     Source: Zhao, Shi, Yu, Zhou & Lu, FlowTurbo: towards real-time flow-based image generation with velocity refiner,
