@@ -23,6 +23,7 @@ from .core.interpolant import Interpolant
 from .core.random import PerSample, fold_in
 from .core.sampling import sample
 from .core.shapes import fill_time
+from .core.source import check_gaussian, started
 from .core.target import parts
 from .core.types import Conditioner, Coupling, NoSource, Sampler, Space, map_condition
 from .engine.checkpoint import find_checkpoint, load_weights
@@ -76,7 +77,8 @@ class Flow:
         inner = _state_shape(space, torch.zeros(1, *shape))
         coupling = build("couplings", config["coupling"], shape=inner, classes=classes, interpolant=interpolant)
         condition = build("conditions", config.get("condition", "label"), shape=inner, classes=classes)
-        classes, beside = classes if condition.labelled else 0, condition.spatial
+        taken = getattr(coupling, "takes_condition", False)  # and the network is told nothing
+        classes, beside = (0, ()) if taken else (classes if condition.labelled else 0, condition.spatial)
         channels = inner[0] * (2 if _refines(config) else 1) + sum(beside[:1])
         net = build("nets", config["net"], shape=(channels, *inner[1:]), classes=classes)
         net = Concatenated(net, beside) if beside else net
@@ -210,9 +212,9 @@ class Flow:
             takes = any(isinstance(part, Condition) and "guidance" in part.numbers for part in self.model.modules())
             guidance = {"name": "told" if takes else "cfg", "scale": float(guidance)}
         if not isinstance(guidance, (str, Mapping)):
-            return _callable("guidance", guidance)(self.model)
+            return check_gaussian(_callable("guidance", guidance)(self.model), self)
         table = self._with_map(guidance, "weak")
-        return build("guidance", table, model=self.model, interpolant=self.interpolant)
+        return check_gaussian(build("guidance", table, model=self.model, interpolant=self.interpolant), self)
 
     def built_sampler(self, sampler: str | Mapping[str, Any] | Sampler) -> Sampler:
         """The sampler of a name or a table, on the path of the flow; an object is what it is.
@@ -220,8 +222,9 @@ class Flow:
         In a table, `refiner` may be the run of the loss "velocity_refiner" whose map flow_turbo takes.
         """
         if not isinstance(sampler, (str, Mapping)):
-            return _callable("sampler", sampler)
-        return build("samplers", self._with_map(sampler, "refiner"), interpolant=self.interpolant)
+            return check_gaussian(_callable("sampler", sampler), self)
+        table = self._with_map(sampler, "refiner")
+        return check_gaussian(build("samplers", table, interpolant=self.interpolant), self)
 
     def _with_map(self, given: str | Mapping[str, Any], key: str) -> dict[str, Any]:
         """A table whose map under a key is loaded, where it is told by its run."""
@@ -254,15 +257,15 @@ class Flow:
             given = self.labels(n, label, first)
         elif label is not None:
             raise ValueError(f"cond takes the place of label; got label {label!r} too. Put it into cond.")
-        like = self._like()
+        like, alone = self._like(), getattr(self.coupling, "takes_condition", False)
         for low in range(0, n, batch):
             size = min(batch, n - low)
             generator = PerSample.seeded(seed, first + low, size)
             cond = map_condition(partial(_rows, n, low, size, like.device), given)
-            if self.condition.spatial and not isinstance(cond, dict):
+            if self.condition.spatial and not isinstance(cond, dict) and not alone:
                 cond = self.model.null_condition(size) | ({} if cond is None else {"label": cond})
             x0 = self.coupling.source((size, *self.state_shape), like, cond, generator=generator)
-            yield self.space.constrain(self.interpolant.start(x0)), cond, generator
+            yield started(x0, self.interpolant, self.space), None if alone else cond, generator
 
     def labels(self, n: int, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
         """The labels that `sample` uses [n], or None for a flow without labels."""

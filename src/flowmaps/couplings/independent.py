@@ -28,6 +28,11 @@ class Independent:
         if self.scale <= 0:
             raise ValueError(f"scale must be > 0; got {self.scale}.")
 
+    @property
+    def gaussian(self) -> bool:
+        """With unit scale."""
+        return self.scale == 1
+
     def __call__(self, x1: Tensor, cond: Any = None, *, generator: Random = None) -> Pair:
         """A pair for each datum x1 [B, *]."""
         return Pair(self.source(x1.shape, x1, cond, generator=generator), x1, cond)

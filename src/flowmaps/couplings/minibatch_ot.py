@@ -38,6 +38,8 @@ class MinibatchOT:
     Differs: the exact plan is taken as a permutation, where OT-CFM draws pairs from it with replacement.
     """
 
+    gaussian = False  # the sources have been exchanged
+
     plan: str = "exact"
     regularisation: float = 0.05
     within_conditions: bool = True

@@ -27,6 +27,8 @@ class NormAligned:
     Differs: E|n| in closed form.
     """
 
+    gaussian = False
+
     norm: float
 
     def __post_init__(self) -> None:

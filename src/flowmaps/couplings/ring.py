@@ -25,6 +25,8 @@ class Ring:
         (simulations/run_whole_simulation.py).
     """
 
+    gaussian = False
+
     dimensions: int = 3072
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class SameClassSequence:
         batch, around each datum.
     """
 
+    gaussian = True
     makes_sequences: ClassVar[bool] = True
 
     length: int = 5

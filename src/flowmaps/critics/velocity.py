@@ -33,6 +33,8 @@ class VelocityCritic(nn.Module):
     Differs: it takes one step for each of the map's, in the same backward pass, where DMD2 gives it several.
     """
 
+    needs_gaussian = True
+
     def __init__(self, net: nn.Module, interpolant: Interpolant = Linear(), times: TimeLaw = Uniform()) -> None:
         super().__init__()
         self.net, self.interpolant, self.times = net, interpolant, times

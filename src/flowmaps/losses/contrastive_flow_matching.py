@@ -10,7 +10,7 @@ from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, uniform
 from ..core.report import report
-from ..core.shapes import expand_time, square_error
+from ..core.shapes import square_error
 from ..core.times import TimeLaw, Uniform
 from ..core.types import Pair, Weighting, map_condition, same_condition
 from ..core.weighting import Unweighted
@@ -64,20 +64,21 @@ class ContrastiveFlowMatching:
         report("contrast", far)
         return self.weighting(near - self.contrast * far, t, t)
 
-    def unbiased(self, model: FlowMap, mean: Tensor) -> FlowMap:
+    def unbiased(self, model: FlowMap, mean: Tensor, source: Tensor | None = None) -> FlowMap:
         """The map that takes Euler steps of the marginal velocity, from the map that this loss has trained.
 
-        v = (1 - contrast) b_t + contrast w_t, with w_t = beta'_t mean, for a source of mean zero.
+        v = (1 - contrast) b_t + contrast w_t, with w_t = alpha'_t source + beta'_t mean.
 
         Args:
             model: the trained map, of which the diagonal is used.
-            mean: of the data, in the space of the flow [*].
+            mean: of the data that it was trained on, in the space of the flow [*].
+            source: mean of the source [*]; left out, zero.
         Raises:
             ValueError: if the other samples were of other classes: then w_t depends on the class.
         """
         if self.other_classes:
             raise ValueError("other_classes must be false to be undone; with it the bias depends on the class.")
-        return _Unbiased(model, mean, self.contrast, self.interpolant)
+        return _Unbiased(model, mean, source, self.contrast, self.interpolant)
 
     def _others(self, pair: Pair, generator: Random) -> tuple[Tensor, Tensor]:
         """Another sample for each [B], uniform among the others that may be, and whether there is any."""
@@ -94,16 +95,21 @@ class ContrastiveFlowMatching:
 class _Unbiased(FlowMap):
     """The affine change of a velocity that contrastive flow matching makes, undone."""
 
-    def __init__(self, model: FlowMap, mean: Tensor, contrast: float, interpolant: Interpolant) -> None:
+    def __init__(
+        self, model: FlowMap, mean: Tensor, source: Tensor | None, contrast: float, interpolant: Interpolant
+    ) -> None:
         super().__init__()
         self.model, self.contrast, self.interpolant = model, contrast, interpolant
         self.register_buffer("mean", mean)
+        self.register_buffer("source", torch.zeros_like(mean) if source is None else source)
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        away = expand_time(self.interpolant.beta_dot(s), x).to(x.dtype) * self.mean
+        *_, a_dot, b_dot = self.interpolant.coefficients(s, x)
+        away = (a_dot * self.source + b_dot * self.mean).to(x.dtype)
         return self.model.velocity(x, s, cond).lerp(away.expand(x.shape), self.contrast)
 
     def null_condition(self, batch: int) -> Any:
         return self.model.null_condition(batch)
 
     mean: Tensor
+    source: Tensor

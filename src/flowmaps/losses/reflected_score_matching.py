@@ -46,6 +46,7 @@ class ReflectedScoreMatching:
     """
 
     learns_map: ClassVar[bool] = False
+    needs_gaussian = True
 
     interpolant: Interpolant
     low: float = -1.0

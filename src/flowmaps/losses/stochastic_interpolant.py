@@ -51,6 +51,11 @@ class StochasticInterpolant:
         if self.antithetic and not self.interpolant.latent:
             raise ValueError("antithetic needs a path with latent noise, such as the interpolant 'stochastic'.")
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """Where the source is the noise that the second head learns."""
+        return not self.interpolant.latent
+
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension.
 

@@ -29,6 +29,8 @@ class PlugIn:
         same label when labels are given as one integer per sample, which the released code leaves to the batch.
     """
 
+    needs_gaussian = True
+
     share: float = 0.5
     interpolant: Interpolant = Linear()
 
