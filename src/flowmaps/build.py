@@ -18,6 +18,7 @@ KINDS = {
     "coupling": "couplings",
     "condition": "conditions",
     "critic": "critics",
+    "critic_times": "training_times",
     "data": "data",
     "diagonal_times": "training_times",
     "distance": "distances",

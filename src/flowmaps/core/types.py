@@ -122,7 +122,10 @@ class Sampler(Protocol):
 
 
 class Weighting(Protocol):
-    """Turns the error [B] of samples at times s, t [B] into their loss [B]."""
+    """Turns the error [B] of samples at times s, t [B] into their loss [B].
+
+    A weighting has `of_times` = True if it is a factor that depends on the times alone, and so takes negative errors.
+    """
 
     def __call__(self, error: Tensor, s: Tensor, t: Tensor) -> Tensor: ...
 

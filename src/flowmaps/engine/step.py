@@ -14,6 +14,7 @@ from ..core.random import Random, uniform
 from ..core.report import listen, report
 from ..core.source import folded
 from ..core.target import Average, averages, parts
+from ..core.times import TimeLaw
 from ..core.types import Conditioner, Coupling, Loss, Pair, Space, map_condition
 from .compiled import Compiled
 
@@ -42,7 +43,7 @@ class Step(nn.Module):
         self.compiled = Compiled(loss) if compile else None
         self.model, self.loss, self.coupling, self.space = model, loss, coupling, space
         self.condition_dropout, self.mirror, self.condition = condition_dropout, mirror, condition
-        self.interpolant = interpolant
+        self.interpolant, self.told = interpolant, False
         self.averages = averages(loss)
         for average in self.averages:
             average.begin(model)
@@ -95,10 +96,22 @@ class Step(nn.Module):
         with listen() if terms else nullcontext(heard) as heard:
             of = self.loss if terms or self.compiled is None else self.compiled
             loss = of(self.model, pair, step=images, generator=generator)
+            if self.training and not self.told:
+                self._check_told()
             if pair.penalty is not None:
                 report("coupling", pair.penalty)
                 loss = loss + pair.penalty
         return loss.mean(), {name: torch.cat(values).mean() for name, values in heard.items()}
+
+    def _check_told(self) -> None:
+        """Raise ValueError if a law of times waits for losses that nobody tells it."""
+        for law in self.modules():
+            if isinstance(law, TimeLaw) and law.learns and not law.heard:
+                raise ValueError(
+                    f"a law of times that learns must be told its losses, which {type(self.loss).__name__} does not do "
+                    f"with {type(law).__name__}. Use another law, such as 'logit_normal'."
+                )
+        self.told = True
 
     def _drop_conditions(self, pair: Pair, generator: Random) -> Pair:
         drop = uniform((len(pair),), pair.x0, generator) < self.condition_dropout

@@ -33,7 +33,7 @@ class ContrastiveFlowMatching:
         other_classes: take the other sample from those with another condition, where the batch has any.
         interpolant: the path.
         times: law of t.
-        weighting: what the error of a sample counts.
+        weighting: what the loss of a sample counts, which may be negative: a factor that depends on the time alone.
     Cost: 1 evaluation with gradient.
     Source: Stoica, Ramanujan, Fan, Farhadi, Krishna & Hoffman, Contrastive flow matching, 2025, arXiv:2506.05350, the
         contrastive objective with lambda = 0.05. That it is an affine change of the velocity: derived here.
@@ -51,6 +51,11 @@ class ContrastiveFlowMatching:
     def __post_init__(self) -> None:
         if not 0 <= self.contrast < 1:
             raise ValueError(f"contrast must lie in [0, 1), or there is no minimum; got {self.contrast}.")
+        if self.contrast > 0 and not getattr(self.weighting, "of_times", False):
+            raise ValueError(
+                f"weighting must depend on the time alone, since a difference of errors may be negative; got "
+                f"{type(self.weighting).__name__}. Use 'unweighted', or set of_times = True on a weighting that does."
+            )
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension; it may be negative."""
@@ -62,7 +67,7 @@ class ContrastiveFlowMatching:
         near, far = square_error(v, w), square_error(v, away) * counts
         report("flow_matching", near)
         report("contrast", far)
-        return self.weighting(near - self.contrast * far, t, t)
+        return self.times.reweighted(t, self.weighting(near - self.contrast * far, t, t))
 
     def unbiased(self, model: FlowMap, mean: Tensor, source: Tensor | None = None) -> FlowMap:
         """The map that takes Euler steps of the marginal velocity, from the map that this loss has trained.

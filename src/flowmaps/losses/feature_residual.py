@@ -61,4 +61,4 @@ class FeatureResidual:
             f, f_first = net.features(x, s, s, pair.cond), net.features(first, start, start, pair.cond)
         error = square_error(net.approximate(x, s, pair.cond, f_first), f)
         report("feature_residual", error)
-        return self.weighting(error, s, s)
+        return self.times.reweighted(s, self.weighting(error, s, s))

@@ -69,7 +69,7 @@ class StochasticInterpolant:
         loss = self._error(model, pair, pair.x1, t, z)
         if self.antithetic and z is not None:
             loss = (loss + self._error(model, pair, pair.x1, t, -z)) / 2
-        return self.weighting(loss, t, t)
+        return self.times.reweighted(t, self.weighting(loss, t, t))
 
     def _error(self, model: FlowMap, pair: Pair, x1: Tensor, t: Tensor, z: Tensor | None) -> Tensor:
         x, w = self.interpolant.state(pair.x0, x1, t, z), self.interpolant.velocity(pair.x0, x1, t, z)
