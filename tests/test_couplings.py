@@ -249,6 +249,23 @@ def test_norm_aligned_sources_are_as_long_as_the_data(shape):
         build("couplings", {"name": "norm_aligned", "norm": 0.0})
 
 
+def test_norm_aligned_around_other_sources():
+    ring = {"name": "ring", "dimensions": 300}
+    aligned = build("couplings", {"name": "norm_aligned", "norm": 5.0, "coupling": ring})
+    x0 = aligned(torch.zeros(5000, 2), generator=stream()).x0
+    assert abs(x0.norm(dim=1).mean() - 5) < 5 * 5 / 600**0.5 / 70  # five standard errors
+    plain = build("couplings", ring).source((5000, 2), torch.empty(0), generator=stream())
+    assert (x0 / plain - x0[0, 0] / plain[0, 0]).abs().max() < 1e-12
+    scaled = {"name": "norm_aligned", "norm": 5.0, "coupling": {"name": "independent", "scale": 3.0}}
+    both = [
+        build("couplings", t).source((9, 3), torch.empty(0), generator=stream())
+        for t in (scaled, scaled | {"coupling": "independent"})
+    ]
+    assert (both[0] - both[1]).abs().max() < 1e-12, "whatever the scale was"
+    with pytest.raises(ValueError, match="must know the mean length of its source; got MinibatchOT. Use 'independent'"):
+        build("couplings", {"name": "norm_aligned", "norm": 5.0, "coupling": "minibatch_ot"})
+
+
 def test_mean_norm_of_cifar_sized_noise():
     """55.42, the number of the paper for noise in 3072 dimensions."""
     assert mean_norm(torch.tensor([[[3.0], [4.0]], [[0.0], [1.0]]])) == 3

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.random import Random, normal
 from ..core.types import Pair
+from .independent import gaussian_length
 
 __all__ = ["Ring"]
 
@@ -48,3 +49,7 @@ class Ring:
         n = normal((shape[0], self.dimensions), like, generator)
         # The direction of two coordinates is uniform and independent of all lengths.
         return n[:, :2] * (n.norm(dim=1) / n[:, :2].norm(dim=1))[:, None]
+
+    def mean_length(self, shape: Sequence[int]) -> float:
+        """Of source draws."""
+        return gaussian_length(self.dimensions)
