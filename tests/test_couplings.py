@@ -249,6 +249,23 @@ def test_norm_aligned_sources_are_as_long_as_the_data(shape):
         build("couplings", {"name": "norm_aligned", "norm": 0.0})
 
 
+def test_norm_aligned_around_other_sources():
+    ring = {"name": "ring", "dimensions": 300}
+    aligned = build("couplings", {"name": "norm_aligned", "norm": 5.0, "coupling": ring})
+    x0 = aligned(torch.zeros(5000, 2), generator=stream()).x0
+    assert abs(x0.norm(dim=1).mean() - 5) < 5 * 5 / 600**0.5 / 70  # five standard errors
+    plain = build("couplings", ring).source((5000, 2), torch.empty(0), generator=stream())
+    assert (x0 / plain - x0[0, 0] / plain[0, 0]).abs().max() < 1e-12
+    scaled = {"name": "norm_aligned", "norm": 5.0, "coupling": {"name": "independent", "scale": 3.0}}
+    both = [
+        build("couplings", t).source((9, 3), torch.empty(0), generator=stream())
+        for t in (scaled, scaled | {"coupling": "independent"})
+    ]
+    assert (both[0] - both[1]).abs().max() < 1e-12, "whatever the scale was"
+    with pytest.raises(ValueError, match="must know the mean length of its source; got MinibatchOT. Use 'independent'"):
+        build("couplings", {"name": "norm_aligned", "norm": 5.0, "coupling": "minibatch_ot"})
+
+
 def test_mean_norm_of_cifar_sized_noise():
     """55.42, the number of the paper for noise in 3072 dimensions."""
     assert mean_norm(torch.tensor([[[3.0], [4.0]], [[0.0], [1.0]]])) == 3
@@ -474,20 +491,22 @@ def test_a_learned_source_says_what_is_wrong():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sequences_are_of_one_class_and_begin_with_the_datum(shape):
-    labels = torch.tensor([0, 1, 1, 1, *[2] * 8])
-    x1 = torch.arange(12.0).reshape(-1, *[1] * len(shape)).expand(12, *shape)
+def test_sequences_are_of_one_class_begin_with_the_datum_and_show_none_twice(shape):
+    labels = torch.tensor([*[0] * 5, *[1] * 7, *[2] * 8])
+    x1 = torch.arange(20.0).reshape(-1, *[1] * len(shape)).expand(20, *shape)
     pair = build("couplings", "same_class_sequence")(x1, {"label": labels}, generator=stream())
-    assert pair.x0.shape == pair.x1.shape == (12, 5, *shape)
+    assert pair.x0.shape == pair.x1.shape == (20, 5, *shape)
     assert torch.equal(pair.cond["label"], labels)
     assert len(pair.x0.unique()) == pair.x0.numel(), "each with noise of its own"
     which = pair.x1.flatten(2)[..., 0].long()
     assert torch.equal(pair.x1, x1[which]), "data of the batch"
-    assert torch.equal(which[:, 0], torch.arange(12)), "each begins one"
-    assert torch.equal(labels[which], labels[:, None].expand(12, 5))
-    assert all(len(set(row.tolist())) == 5 for row in which[4:]), "without repetition where there are enough"
-    assert torch.equal(which[:4, 3:], which[:4, :2]), "in turns where there are not"
-    assert all(len(set(row.tolist())) == 3 for row in which[1:4])
+    assert torch.equal(which[:, 0], torch.arange(20)), "each begins one"
+    assert torch.equal(labels[which], labels[:, None].expand(20, 5))
+    assert all(len(set(row.tolist())) == 5 for row in which), "a datum seen twice would tell its own target"
+    with pytest.raises(
+        ValueError, match="at least 5 data of every condition .* one of 3 has 4 of 19. Raise batch, to some"
+    ):
+        build("couplings", "same_class_sequence")(x1[1:], labels[1:])
 
 
 def test_sequences_are_drawn_evenly_with_noise_of_their_own():

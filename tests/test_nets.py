@@ -9,9 +9,11 @@ from truth import draws
 
 from flowmaps.build import build, names
 from flowmaps.core.calculus import Central, Exact, d_dt, stopped_derivative
+from flowmaps.core.concatenated import Concatenated
 from flowmaps.core.flow_map import MeanVelocity
 from flowmaps.core.text import wave_features
 from flowmaps.nets._embedding import TwoTimes
+from flowmaps.nets.gated_span import GatedSpan
 
 SMALL = {
     "blockwise_dit": {"width": 32, "segments": 3, "trunk": 1, "depth": 1, "residual": 1, "heads": 2, "rank": 8},
@@ -216,18 +218,68 @@ def test_mlp_with_waves_of_the_state_sees_sharp_edges():
     assert "waves" in made.state_dict(), "the waves are random: a saved network must bring its own"
 
 
-@pytest.mark.parametrize(("name", "places"), [("dit", 16), ("unet", 64)])
-def test_features_are_those_of_a_block_on_the_way_to_the_result(name, places):
-    """Asking for them changes nothing, and those of the first block know nothing of the last layers."""
-    made = net(name)
+def blocks_of(made):
+    """The blocks that features are counted by, from first to last, and what of their outputs is the image's."""
+    if type(made).__name__ == "BlockwiseDiT":
+        return made.trunk, lambda h: h
+    if type(made).__name__ == "MMDiT":
+        return made.blocks, lambda both: both[0]
+    if type(made).__name__ in ("EDM2UNet", "UNet"):
+        layers = [*made.down, *getattr(made, "middle", []), *made.up]
+        return [m for m in layers if not isinstance(m, nn.Conv2d)], lambda h: h.flatten(2).transpose(1, 2)
+    return made.blocks, lambda h: h[:, -16:]
+
+
+@pytest.mark.parametrize("name", ["dit", "unet", "edm2_unet", "jit", "mmdit", "blockwise_dit", "cached", "gated_span"])
+def test_features_are_what_a_hook_hears_of_the_block(name):
+    """Of every block, and asking for them changes nothing."""
+    made = GatedSpan(net("dit")) if name == "gated_span" else net(name)
+    inner = made.net if name in ("cached", "gated_span") else made
+    blocks, image = blocks_of(inner)
     x, s, _, t = draws(2, SHAPE)
-    rows = [made.with_features(x, s, t, None, block) for block in range(1, made.depth + 1)]
-    assert all(torch.equal(y, made(x, s, t)) for y, _ in rows)
-    first, last = rows[0][1], rows[-1][1]
-    assert first.shape == last.shape == (2, places, first.shape[-1])
-    assert not torch.equal(first, last)
-    with torch.no_grad():
-        made.leave.weight.mul_(2.0)
-    assert torch.equal(made.with_features(x, s, t, None, made.depth)[1], last)
-    with pytest.raises(ValueError, match="net must give features of its blocks: a dit or unet; got MLP"):
+    label = torch.tensor([1, 2])
+    for number, block in enumerate(blocks, 1):
+        heard = []
+        hook = block.register_forward_hook(lambda module, inputs, output, heard=heard: heard.append(output))
+        plain = made(x, s, t, label)
+        y, features = made.with_features(x, s, t, label, number)
+        hook.remove()
+        assert torch.equal(y, plain)
+        assert torch.equal(features, image(heard[0]))
+        assert features.shape[:2] in ((2, 64), (2, 16))
+    for wrong in (0, len(blocks) + 1):
+        with pytest.raises(
+            ValueError, match=f"block must lie between 1 and {len(blocks)}, the number of blocks; got {wrong}"
+        ):
+            made.with_features(x, s, t, label, wrong)
+    with pytest.raises(ValueError, match="net must give features of its blocks: a dit or unet, or another .*; got MLP"):
         MeanVelocity(net("mlp")).with_features(x, s, t)
+
+
+@pytest.mark.parametrize(
+    "form", ["mean_velocity", "recurrent", "data_prediction", "noise_prediction", "preconditioned", "denoiser_head"]
+)
+def test_maps_hand_the_features_of_their_network_on(form):
+    """With the mean velocity that they have without, for the state as their network sees it."""
+    name = "blockwise_dit" if form == "recurrent" else "dit"
+    inner = net(name, classes=0, outputs=2 if form == "denoiser_head" else 1)
+    model = build("maps", form, net=inner)
+    x, s, _, t = draws(3, SHAPE)
+    heard = []
+    (inner.trunk if form == "recurrent" else inner.blocks)[0].register_forward_hook(lambda m, i, h: heard.append(h))
+    u, features = model.with_features(x, s, t, None, 1)
+    assert torch.equal(u, model.mean_velocity(x, s, t))
+    assert torch.equal(features, heard[0])
+    assert torch.equal(features, heard[1]), "as without being asked"
+
+
+def test_a_network_beside_a_condition_hands_its_features_on():
+    inner = net("dit", classes=3, shape=(5, 8, 8))
+    beside, heard = Concatenated(inner, (3, 8, 8)), []
+    x, s, _, t = draws(2, SHAPE)
+    cond = {"label": torch.tensor([0, 2]), "spatial": torch.randn(2, 3, 8, 8)}
+    inner.blocks[1].register_forward_hook(lambda m, i, h: heard.append(h))
+    y, features = MeanVelocity(beside).with_features(x, s, t, cond, 2)
+    assert torch.equal(features, heard[0])
+    assert torch.equal(y, beside(x, s, t, cond))
+    assert y.shape == x.shape

@@ -1,11 +1,18 @@
 """Every law of times: range, order, and, for one time, density and quantile that belong together."""
 
+from contextlib import nullcontext
+from typing import get_type_hints
+
 import pytest
 import torch
-from truth import stream
+from truth import gaussian, stream
 
 from flowmaps.build import build, find, names
+from flowmaps.core.interpolant import Linear
 from flowmaps.core.times import PairLaw, TimeLaw
+from flowmaps.engine.step import Step
+from flowmaps.interpolants.variance_exploding import VarianceExploding
+from flowmaps.spaces.euclidean import Euclidean
 
 SINGLE = [n for n in names("training_times") if issubclass(find("training_times", n), TimeLaw)]
 PAIRS = [n for n in names("training_times") if issubclass(find("training_times", n), PairLaw)]
@@ -287,3 +294,92 @@ def test_loss_second_moment_forgets_and_survives_bad_losses():
     assert law.losses.isfinite().all()
     with pytest.raises(ValueError, match=r"uniform lie in \(0, 1\]; got 100, 10 and 0"):
         build("training_times", {"name": "loss_second_moment", "uniform": 0.0})
+
+
+LEARNING = {"name": "loss_second_moment", "bins": 4, "history": 2}
+
+
+def test_a_law_that_learns_learns_through_its_segments_and_no_other_law_takes_it():
+    law = build("training_times", {"name": "segment", "segments": 4, "times": LEARNING})
+    assert law.learns
+    taught(law, 4)
+    assert (law.times.mass() != 0.25).any()
+    t = law(64, torch.empty(0), stream())
+    p = law.density(t)  # before it learns more
+    assert (law.reweighted(t, torch.ones(64)) - 1 / p).abs().max() < 1e-12
+    for name, inner in (
+        ("shifted", "times"),
+        ("boundary_mixed", "times"),
+        ("span_pair", "span"),
+        ("span_pair", "arrival"),
+    ):
+        for table in (LEARNING, {"name": "segment", "times": LEARNING}):
+            with pytest.raises(ValueError, match="a law that learns from losses must be told those at its own times"):
+                build("training_times", {"name": name, inner: table})
+
+
+MODELS = {  # of losses that want another than a network's mean velocity
+    "autoregressive_flow_matching": ("recurrent", {"name": "arflow", "width": 8, "depth": 1, "heads": 1}),
+    "feature_residual": (
+        "recurrent",
+        {
+            "name": "blockwise_dit",
+            "width": 8,
+            "segments": 2,
+            "trunk": 1,
+            "depth": 1,
+            "residual": 1,
+            "heads": 1,
+            "rank": 2,
+        },
+    ),
+    "stochastic_interpolant": ("denoiser_head", {"name": "mlp", "width": 8, "depth": 2, "outputs": 2}),
+    "improved_mean_flow": ("two_heads", {"name": "mlp", "width": 8, "depth": 2, "outputs": 2}),
+    "divergence_distillation": ("divergence_head", {"name": "mlp", "width": 8, "depth": 2, "outputs": 2}),
+}
+LAWS_OF_LOSSES = [
+    (name, option)
+    for name in names("losses")
+    for option, hint in get_type_hints(find("losses", name).__init__).items()
+    if hint is TimeLaw
+]
+
+
+@pytest.mark.parametrize(("name", "option"), LAWS_OF_LOSSES)
+def test_a_loss_tells_a_law_that_learns_or_a_run_refuses_it(name, option):
+    shape, path = (1, 4, 4), VarianceExploding() if name == "reflected_score_matching" else Linear()
+    form, net = MODELS.get(name, ("mean_velocity", {"name": "mlp", "width": 8, "depth": 2}))
+    channels = 2 if name == "velocity_refiner" else 1
+    model = build("maps", form, net=build("nets", net, shape=(channels, 4, 4)), interpolant=path)
+    table = {"name": name, option: LEARNING}
+    if name == "free_flow":
+        table["critic"] = {"name": "velocity", "net": net}
+    loss = build("losses", table, shape=shape, teacher=gaussian(shape), interpolant=path)
+    sequences = name == "autoregressive_flow_matching"
+    coupling = build("couplings", {"name": "same_class_sequence", "length": 2} if sequences else "independent")
+    step = Step(model, loss, coupling, Euclidean(), interpolant=path)
+    data, cond = torch.randn(16, *shape, generator=stream()), torch.zeros(16) if sequences else None
+    law = getattr(loss, option)
+    if sequences:
+        model.net.labels.forward = lambda cond, batch: torch.zeros(batch, 8)
+    told = name in TELLING or (option == "diagonal_times" and name not in UNTOLD)
+    refusal = pytest.raises(ValueError, match="a law of times that learns must be told its losses, which")
+    with nullcontext() if told else refusal:
+        step(data, cond, generator=stream())
+    assert law.heard == told
+
+
+TELLING = {
+    "autoregressive_flow_matching", "contrastive_flow_matching", "feature_residual", "flow_matching",
+    "reflected_score_matching", "stochastic_interpolant", "velocity_refiner",
+}  # fmt: skip
+UNTOLD = {"divergence_distillation", "improved_mean_flow", "terminal_velocity_matching"}
+
+
+@pytest.mark.parametrize(
+    "law", ["logit_normal", "log_normal_noise", "log_normal_angle", "student_noise", "power_noise"]
+)
+def test_densities_vanish_at_the_ends(law):
+    """As their limits do, and are no 0 / 0."""
+    ends = build("training_times", law).density(torch.tensor([0.0, 1.0]))
+    assert torch.equal(ends, torch.zeros(2))

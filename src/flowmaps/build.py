@@ -18,6 +18,7 @@ KINDS = {
     "coupling": "couplings",
     "condition": "conditions",
     "critic": "critics",
+    "critic_times": "training_times",
     "data": "data",
     "diagonal_times": "training_times",
     "distance": "distances",
@@ -127,7 +128,7 @@ def construct(cls: Any, options: Mapping[str, Any], **context: Any) -> Any:
 
 
 # What `build` is given as context, so that a complete table leaves it open.
-CONTEXT = ("shape", "classes", "interpolant", "teacher", "net")
+CONTEXT = ("shape", "classes", "interpolant", "teacher", "net", "space")
 
 
 def resolve(kind: str, spec: str | Mapping[str, Any]) -> dict[str, Any]:

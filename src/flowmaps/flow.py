@@ -23,6 +23,7 @@ from .core.interpolant import Interpolant
 from .core.random import PerSample, fold_in
 from .core.sampling import sample
 from .core.shapes import fill_time
+from .core.source import check_gaussian, started
 from .core.target import parts
 from .core.types import Conditioner, Coupling, NoSource, Sampler, Space, map_condition
 from .engine.checkpoint import find_checkpoint, load_weights
@@ -72,7 +73,8 @@ class Flow:
         inner = _state_shape(space, torch.zeros(1, *shape))
         coupling = build("couplings", config["coupling"], shape=inner, classes=classes, interpolant=interpolant)
         condition = build("conditions", config.get("condition", "label"), shape=inner, classes=classes)
-        classes, beside = classes if condition.labelled else 0, condition.spatial
+        taken = getattr(coupling, "takes_condition", False)  # and the network is told nothing
+        classes, beside = (0, ()) if taken else (classes if condition.labelled else 0, condition.spatial)
         channels = inner[0] * (2 if _refines(config) else 1) + sum(beside[:1])
         net = build("nets", config["net"], shape=(channels, *inner[1:]), classes=classes)
         net = Concatenated(net, beside) if beside else net
@@ -204,7 +206,7 @@ class Flow:
 
         In a table, `weak` may be the run whose map autoguidance leads away from, or a checkpoint of one.
         """
-        return guided(guidance, self.model, self.interpolant, self._held())
+        return check_gaussian(guided(guidance, self.model, self.interpolant, self._held()), self)
 
     def built_sampler(self, sampler: str | Mapping[str, Any] | Sampler, guidance: Guidance = 1.0) -> Sampler:
         """The sampler of a name or a table, on the path of the flow; an object is what it is.
@@ -212,7 +214,7 @@ class Flow:
         In a table, `refiner` may be the run of the loss "velocity_refiner" whose map flow_turbo takes; it is guided as
         the flow is.
         """
-        return built_sampler(sampler, self.interpolant, self._held(guidance))
+        return check_gaussian(built_sampler(sampler, self.interpolant, self._held(guidance)), self)
 
     def _held(self, guidance: Guidance = 1.0) -> Open:
         """How the map of a run in a table is loaded."""
@@ -260,15 +262,15 @@ class Flow:
             given = self.labels(n, label, first)
         elif label is not None:
             raise ValueError(f"cond takes the place of label; got label {label!r} too. Put it into cond.")
-        like = self._like()
+        like, alone = self._like(), getattr(self.coupling, "takes_condition", False)
         for low in range(0, n, batch):
             size = min(batch, n - low)
             generator = PerSample.seeded(seed, first + low, size)
             cond = map_condition(partial(_rows, n, low, size, like.device), given)
-            if self.condition.spatial and not isinstance(cond, dict):
+            if self.condition.spatial and not isinstance(cond, dict) and not alone:
                 cond = self.model.null_condition(size) | ({} if cond is None else {"label": cond})
             x0 = self.coupling.source((size, *self.state_shape), like, cond, generator=generator)
-            yield self.space.constrain(self.interpolant.start(x0)), cond, generator
+            yield started(x0, self.interpolant, self.space), None if alone else cond, generator
 
     def labels(self, n: int, label: int | Sequence[int] | None = None, first: int = 0) -> Tensor | None:
         """The labels that `sample` uses [n], or None for a flow without labels."""

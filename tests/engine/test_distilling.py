@@ -1,5 +1,7 @@
 """Runs with a critic, with pairs of a teacher, and from a network of one time."""
 
+import math
+
 import pytest
 import torch
 from runs import small
@@ -128,3 +130,107 @@ def test_a_teacher_that_was_bent_by_contrast_is_straightened_by_the_mean_of_its_
     assert (straight.velocity(x, t) - want).abs().max() < 1e-5  # float32
     plain = flow_of(config, 1)
     assert build_step(config, flow_of(config), plain).loss.teacher is plain.model
+
+
+def test_the_mean_of_a_source_that_has_one_is_part_of_what_bends():
+    """Links of a chain start from their own data, shrunk: by the factor e^-time."""
+    coupling = {"name": "ornstein_uhlenbeck", "time": 0.5}
+    bent = configured(loss={"name": "contrastive_flow_matching", "contrast": 0.25}, coupling=coupling)
+    teacher, config = flow_of(bent, 1), configured(loss={"name": "velocity_distillation"}, coupling=coupling)
+    config["loss"]["distillation"] = 0.0
+    straight = build_step(config, flow_of(config), teacher).loss.teacher
+    x, t = torch.randn(4, 1, 8, 8, generator=fold_in(1)), torch.rand(4, generator=fold_in(2))
+    mean = open_data(bent).x.mean(0)
+    want = 0.75 * teacher.model.eval().velocity(x, t) + 0.25 * (1 - math.exp(-0.5)) * mean
+    # The source's mean is that of 1438 draws with a deviation of at most 1: five standard errors of the quarter.
+    assert (straight.velocity(x, t) - want).abs().max() < 5 * 0.25 / 1438**0.5
+
+
+def critic(name):
+    return {"name": name, "critic": CRITICS[name]}
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"name": "stochastic_interpolant"},
+        {"name": "lsd", "velocity": "plug_in"},
+        {"name": "velocity_distillation"},
+        critic("free_flow"),
+        critic("distribution_matching"),
+    ],
+    ids=lambda table: table["name"],
+)
+def test_losses_with_fresh_noise_or_scores_refuse_other_sources(loss):
+    coupling = {"name": "minibatch_ot"}
+    config, plain = configured(loss=loss, coupling=coupling), configured(loss=loss)
+    teacher = flow_of(plain, 1)
+    build_step(plain, flow_of(plain), teacher)
+    with pytest.raises(ValueError, match=r"needs a source N\(0, I\), .*; got that of the coupling MinibatchOT"):
+        build_step(config, flow_of(config), teacher)
+    if loss["name"] not in ("stochastic_interpolant", "lsd"):
+        with pytest.raises(ValueError, match=r"needs a source N\(0, I\), .*; got that of the coupling MinibatchOT"):
+            build_step(plain, flow_of(plain), flow_of(config, 1))
+
+
+def test_latent_noise_gives_the_score_whatever_the_source():
+    config = configured(
+        loss={"name": "stochastic_interpolant"}, coupling={"name": "minibatch_ot"}, interpolant="stochastic",
+        map="denoiser_head", net={"name": "mlp", "width": 8, "depth": 2, "outputs": 2},
+    )  # fmt: skip
+    assert set(one_step(build_step(config, flow_of(config), None), config)) == {"velocity", "denoiser"}
+
+
+def test_teachers_of_other_sources():
+    """On another path their flow cannot be seen, and a map of it starts where it does."""
+    scaled = {"name": "independent", "scale": 2.0}
+    teacher = flow_of(configured(coupling=scaled), 1)
+    for options in ({"coupling": scaled}, {"coupling": "reflow"}, {"loss": {"name": "flow_matching"}}):
+        config = configured(**{"loss": {"name": "lmd"}} | options)
+        build_step(config, flow_of(config), teacher)
+    config = configured(loss={"name": "lmd"})
+    with pytest.raises(
+        ConfigError, match="whose source is that of Independent; got Independent. Set coupling as in the"
+    ):
+        build_step(config, flow_of(config), teacher)
+    config = configured(loss={"name": "lmd"}, coupling=scaled, interpolant="trigonometric")
+    with pytest.raises(ValueError, match=r"a teacher on another path needs a source N\(0, I\)"):
+        build_step(config, flow_of(config), teacher)
+
+
+def test_noise_on_top_of_data_in_a_box_is_for_the_loss_that_reflects():
+    box = {"name": "reflected", "low": -1.0, "high": 1.0}
+    path = {"name": "variance_exploding", "sigma_min": 0.01, "sigma_max": 10.0}
+    for loss, interpolant in (("reflected_score_matching", path), ("flow_matching", "linear")):
+        config = configured(loss={"name": loss}, space=box, interpolant=interpolant)
+        one = build_step(config, flow_of(config), None)
+        assert one.interpolant == flow_of(config).interpolant
+        one(2 * torch.rand(8, 1, 8, 8, generator=fold_in(3)) - 1, generator=fold_in(4))
+    config = configured(loss={"name": "flow_matching"}, space=box, interpolant=path)
+    with pytest.raises(
+        ConfigError, match="noise on top of the data is thrown back by its walls, which FlowMatching does"
+    ):
+        build_step(config, flow_of(config), None)
+    config = configured(
+        loss={"name": "reflected_score_matching"}, space=box, interpolant=path, coupling={"name": "minibatch_ot"}
+    )
+    with pytest.raises(ValueError, match=r"ReflectedScoreMatching needs a source N\(0, I\)"):
+        build_step(config, flow_of(config), None)
+
+
+def test_pairs_of_a_teacher_in_a_box_start_in_it():
+    options = {"space": {"name": "reflected"}, "loss": {"name": "one_step_distillation"}}
+    config = configured(coupling={"name": "reflow", "steps": 1}, **options)
+    step = build_step(config, flow_of(config), flow_of(config, 1))
+    assert step.coupling(torch.zeros(64, 1, 8, 8), generator=fold_in(0)).x0.abs().max() <= 1
+
+
+@pytest.mark.parametrize("coupling", ["semidiscrete_ot", "reflow"])
+def test_images_of_a_coupling_of_its_own_are_not_mirrored(coupling):
+    config = configured(loss={"name": "flow_matching"}, coupling=coupling, mirror=True)
+    with pytest.raises(
+        ConfigError, match="mirror flips the images of the batch, and .* has its own; set mirror to false"
+    ):
+        build_step(config, flow_of(config), None)
+    plain = configured(loss={"name": "flow_matching"}, coupling=coupling)
+    build_step(plain, flow_of(plain), None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import small
+from runs import small, train_quickly
 
 from flowmaps.build import build, names
 from flowmaps.core.random import fold_in
@@ -150,12 +150,16 @@ def test_a_law_of_times_hears_the_losses_of_all_ranks(ranks):
 
 
 @pytest.mark.slow
-def test_a_run_on_two_processes_trains_and_resumes(tmp_path):
+def test_a_run_on_two_processes_trains_and_resumes(tmp_path, monkeypatch):
     """`torchrun -m flowmaps.cli train`: both ranks stay one model, and the run folder is that of one run, also where
     most of a network has no gradient."""
     from flowmaps.engine.config import write_config
 
-    config = small(images=640, net=NETS["feature_residual"], loss={"name": "feature_residual"}, map="recurrent")
+    shared = {"net": NETS["feature_residual"], "map": "recurrent"}
+    teacher = train_quickly(small(loss="flow_matching", **shared), tmp_path / "teacher", monkeypatch)
+    config = small(
+        images=640, loss={"name": "feature_residual"}, teacher=str(teacher), from_teacher=True, **shared
+    )  # fmt: skip
     (tmp_path / "mine.toml").write_text(write_config(config))
     module = ["-m", "flowmaps.cli"]
     launch(

@@ -82,9 +82,10 @@ def test_local_flow_matching_from_recipes(tmp_path, monkeypatch):
 def test_a_network_of_sequences_trains_on_them_and_is_measured(tmp_path, monkeypatch):
     config = small(
         loss={"name": "autoregressive_flow_matching"}, coupling={"name": "same_class_sequence", "length": 3},
-        net={"name": "arflow", "width": 16, "depth": 1, "heads": 2, "patch": 4}, map="recurrent", images=64,
+        net={"name": "arflow", "width": 16, "depth": 1, "heads": 2, "patch": 4}, map="recurrent", images=300, batch=150,
         sample={"sampler": "recurrent", "steps": [2]},
     )  # fmt: skip
+    assert "memory" in dry_run(config | {"batch": 8}), "with as few data as it takes, of ten classes"
     flow = load(train_quickly(config, tmp_path / "run", monkeypatch))
     data = open_data(flow.config)
     result = evaluate_flow(flow, data, held_out(flow.config, data), [2], sampler="recurrent", n=32, tests=False)

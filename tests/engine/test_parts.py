@@ -118,6 +118,7 @@ def test_overrides():
         ({"ema": {"halflive": 2}}, "EMA has no option 'halflive'. Did you mean 'halflife'"),
         ({"loss": {"name": "lds"}}, "no losses named 'lds'. Did you mean 'lsd'"),
         ({"net": 3}, "net must be str or dict; got 3"),
+        ({"loss": "feature_residual"}, "'feature_residual' goes on from a trained network; from_teacher is false. Set"),
     ],
 )
 def test_wrong_options(options, message):

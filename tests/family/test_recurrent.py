@@ -321,6 +321,19 @@ def made_path(pair, s):
     return (1 - s) * pair.x0 + s * pair.x1
 
 
+def test_the_trunk_rests_while_its_residuals_are_learned():
+    """Its features are those of sampling, without dropout, though the network trains; and it is left as it was."""
+    made, flow, g = net("blockwise_dit", dropout=0.5), gaussian(SHAPE), stream()
+    pair = Pair(torch.randn(16, *SHAPE, generator=g), flow.sample(16, g), torch.arange(16) % 3)
+    loss, model = build("losses", "feature_residual"), Recurrent(made)
+    made.residual.eval()
+    values = [loss(model, pair, generator=stream(1)) for _ in range(2)]
+    assert torch.equal(*values)
+    assert made.trunk.training
+    assert torch.equal(loss(model.eval(), pair, generator=stream(1)), values[0])
+    assert not made.trunk.training
+
+
 @pytest.mark.slow
 def test_feature_residuals_are_learned():
     """Better than to keep the features of the start, by a quarter of the error; measured 0.71 of it. What the features

@@ -177,3 +177,13 @@ def test_a_stochastic_interpolant_needs_a_head_and_opposite_draws_need_noise():
         DenoiserHead(MLP((3,), width=8, depth=2)).with_noise(torch.randn(2, 3), torch.rand(2))
     with pytest.raises(ValueError, match="antithetic needs a path with latent noise"):
         build("losses", {"name": "stochastic_interpolant", "antithetic": True})
+
+
+def test_weights_of_a_difference_depend_on_times_alone():
+    """A difference of errors may be negative, where a power of it or its logarithm says nothing."""
+    for weighting in ("adaptive_power", "learned"):
+        with pytest.raises(ValueError, match="weighting must depend on the time alone, .*; got .* Use 'unweighted'"):
+            build("losses", {"name": "contrastive_flow_matching", "weighting": weighting})
+        build("losses", {"name": "contrastive_flow_matching", "contrast": 0.0, "weighting": weighting})
+    for weighting in ("unweighted", "noise_gap"):
+        build("losses", {"name": "contrastive_flow_matching", "weighting": weighting})

@@ -17,6 +17,12 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
+def check_block(block: int, depth: int) -> None:
+    """Raise ValueError unless the number of a network's block lies between 1 and their number."""
+    if not 1 <= block <= depth:
+        raise ValueError(f"block must lie between 1 and {depth}, the number of blocks; got {block}.")
+
+
 def check_device(name: str) -> None:
     """Raise ValueError unless this machine has a device of that name, and numbers on it."""
     try:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .flow_map import net_with_features
+
 
 class Concatenated(nn.Module):
     """net(x, s, t, cond) of another network, whose input is the state and, in channels behind it, a condition.
@@ -30,6 +32,17 @@ class Concatenated(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, *], s [B], t [B], condition -> [B, C, *]."""
+        both, rest = self._taken(x, cond)
+        return self._left(self.net(both, s, t, rest), x)
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and the features of a block of the network inside."""
+        both, rest = self._taken(x, cond)
+        y, features = net_with_features(self.net, both, s, t, rest, block)
+        return self._left(y, x), features
+
+    def _taken(self, x: Tensor, cond: Any) -> tuple[Tensor, Any]:
+        """State and spatial condition as channels of one, and the rest of the condition."""
         rest: dict[str, Any] = {**cond} if isinstance(cond, dict) else {"label": cond}
         label = rest.pop("label", None)  # a whole condition where guidance has put its scale around one
         rest |= label if isinstance(label, dict) else {} if label is None else {"label": label}
@@ -39,7 +52,10 @@ class Concatenated(nn.Module):
                 f"a spatial condition must have shape [B, {', '.join(map(str, self.spatial))}]; got "
                 f"{tuple(spatial.shape)}. Make it with the condition of the flow."
             )
-        y = self.net(torch.cat([x, spatial.to(x.dtype).expand(len(x), *self.spatial)], 1), s, t, rest or None)
+        return torch.cat([x, spatial.to(x.dtype).expand(len(x), *self.spatial)], 1), rest or None
+
+    def _left(self, y: Tensor, x: Tensor) -> Tensor:
+        """The channels of the network's output that belong to the state."""
         return y.narrow(y.ndim - x.ndim + 1, 0, x.shape[1])
 
     def null_condition(self, batch: int) -> dict[str, Any]:

@@ -65,6 +65,23 @@ def _null_condition(net: Any, batch: int) -> Any:
     return net.null_condition(batch)
 
 
+def net_with_features(
+    net: Any, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Net(x, s, t, cond), and what the block of that number makes on the way [B, places, channels].
+
+    Raises:
+        ValueError: if the network gives no features.
+    """
+    features = getattr(net, "with_features", None)
+    if features is None:
+        raise ValueError(
+            f"net must give features of its blocks: a dit or unet, or another with with_features; got "
+            f"{type(net).__name__}."
+        )
+    return features(x, s, t, cond, block)
+
+
 class MeanVelocity(FlowMap):
     """The mean velocity is a network: u_{s,t}(x) = net(x, s, t, cond).
 
@@ -89,10 +106,7 @@ class MeanVelocity(FlowMap):
         return self.net(x, s, t, cond)
 
     def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
-        features = getattr(self.net, "with_features", None)
-        if features is None:
-            raise ValueError(f"net must give features of its blocks: a dit or unet; got {type(self.net).__name__}.")
-        return features(x, s, t, cond, block)
+        return net_with_features(self.net, x, s, t, cond, block)
 
     def null_condition(self, batch: int) -> Any:
         return _null_condition(self.net, batch)
@@ -226,11 +240,20 @@ class Preconditioned(FlowMap):
         self.net, self.interpolant, self.sigma = net, interpolant, sigma
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        skip, out, scale = self._coefficients(x, s)
+        return skip * x + out * self.net((x / scale).to(x.dtype), s, t, cond).to(x.dtype)
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        skip, out, scale = self._coefficients(x, s)
+        y, features = net_with_features(self.net, (x / scale).to(x.dtype), s, t, cond, block)
+        return skip * x + out * y.to(x.dtype), features
+
+    def _coefficients(self, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the state and of the network's output, and the deviation of the state."""
         a, b, a_dot, b_dot = self.interpolant.coefficients(s, x)
         variance = a**2 + b**2 * self.sigma**2
         skip = (a * a_dot + b * b_dot * self.sigma**2) / variance
-        out = self.sigma * (a * b_dot - a_dot * b) / variance.sqrt()
-        return skip * x + out * self.net((x / variance.sqrt()).to(x.dtype), s, t, cond).to(x.dtype)
+        return skip, self.sigma * (a * b_dot - a_dot * b) / variance.sqrt(), variance.sqrt()
 
     def null_condition(self, batch: int) -> Any:
         return _null_condition(self.net, batch)

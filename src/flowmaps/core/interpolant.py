@@ -79,7 +79,8 @@ class Interpolant(ABC):
     def noise_scale(self, t: Tensor) -> Tensor:
         """Coefficient c of the Gaussian noise in the state, grad log rho_t(x) = -E[noise | x] / c.
 
-        The noise is z and c = gamma on a path with latent noise; on others it is a source N(0, I) and c = alpha.
+        The noise is z and c = gamma on a path with latent noise; on others it is the source and c = alpha, if that is
+        N(0, I) and independent of the data.
         """
         return self.gamma(t) if self.latent else self.alpha(t)
 
@@ -137,7 +138,10 @@ class Interpolant(ABC):
         return (b_dot * x - b * v) / d
 
     def score_from_velocity(self, v: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """Grad log rho_t(x) = -E[x0 | x] / alpha for a source N(0, I); singular where alpha = 0."""
+        """Grad log rho_t(x) = -E[x0 | x] / alpha; singular where alpha = 0.
+
+        For a source N(0, I) that is independent of the data.
+        """
         return -self.source_from_velocity(v, x, t) / expand_time(self.alpha(t), x)
 
     def velocity_from_data(self, x1: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -151,7 +155,10 @@ class Interpolant(ABC):
         return (b_dot * x - d * x0) / b
 
     def velocity_from_score(self, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        """B = (beta' x + alpha D score) / beta for a source N(0, I); singular where beta = 0."""
+        """B = (beta' x + alpha D score) / beta; singular where beta = 0.
+
+        For a source N(0, I) that is independent of the data.
+        """
         return self.velocity_from_source(-expand_time(self.alpha(t), x) * score, x, t)
 
 

@@ -43,7 +43,8 @@ class LogNormalNoise(TimeLaw):
 
     def density(self, t: Tensor) -> Tensor:
         z = (torch.logit(t) + self.mean) / self.std
-        return (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * self.std * t * (1 - t))
+        p = (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * self.std * t * (1 - t))
+        return torch.where((t > 0) & (t < 1), p, 0.0)  # its limit at both ends
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class LogNormalAngle(TimeLaw):
 
     def density(self, t: Tensor) -> Tensor:
         z = (torch.log(torch.tan(math.pi / 2 * t)) + self.mean) / self.std
-        return (-(z**2) / 2).exp() * math.pi / (math.sqrt(2 * math.pi) * self.std * torch.sin(math.pi * t))
+        p = (-(z**2) / 2).exp() * math.pi / (math.sqrt(2 * math.pi) * self.std * torch.sin(math.pi * t))
+        return torch.where((t > 0) & (t < 1), p, 0.0)  # its limit at both ends
 
 
 @dataclass(frozen=True)

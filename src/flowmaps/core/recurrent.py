@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .flow_map import FlowMap
+from .flow_map import FlowMap, net_with_features
 
 
 class RecurrentNet(nn.Module, ABC):
@@ -51,6 +51,9 @@ class Recurrent(FlowMap):
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         return self.net(x, s, t, cond)
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        return net_with_features(self.net, x, s, t, cond, block)
 
     def advance(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, memory: Any) -> tuple[Tensor, Any]:
         """U_{s,t}(x) [B, *] given the memory, and the memory after it."""

@@ -19,7 +19,7 @@ class Reparametrized(FlowMap):
     Args:
         model: the flow map on the old path.
         old: the path it was made on.
-        new: the path it is wanted on. Both need a source N(0, I) and no latent noise.
+        new: the path it is wanted on. Both need a source N(0, I), independent of the data, and no latent noise.
     Cost: 1 evaluation of the model.
     Source: Karras, Aittala, Aila & Laine, Elucidating the design space of diffusion-based generative models, 2022,
         arXiv:2206.00364, Section 2 and Appendix B.2, there for velocities.

@@ -19,7 +19,7 @@ def drift_and_diffusion(
     Args:
         model: the flow map; its diagonal is the velocity b. A head for the noise, if it has one, gives the score.
         interpolant: the path it was trained on. Without such a head it turns the velocity into the score, for a source
-            N(0, I) and no latent noise.
+            N(0, I), independent of the data, and no latent noise.
         noise: level e_t [B]; it must vanish at least as fast as interpolant.noise_scale(t) where that is zero.
         x: state [B, *].
         t: times [B].

@@ -40,6 +40,16 @@ class TimeLaw(ABC):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return (low + high) / 2
 
+    @property
+    def learns(self) -> bool:
+        """Whether the law changes with the losses that `reweighted` tells it."""
+        return False
+
+    @property
+    def heard(self) -> bool:
+        """Whether a law that learns has been told any loss; without, it is of no effect."""
+        return True
+
     def reweighted(self, t: Tensor, loss: Tensor) -> Tensor:
         """The losses [n] at times [n] that the law has drawn: as they are, unless the law learns from them."""
         return loss
@@ -87,10 +97,20 @@ class LogitNormal(TimeLaw):
 
     def density(self, t: Tensor) -> Tensor:
         z = (torch.logit(t) - self.mean) / self.std
-        return (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * self.std * t * (1 - t))
+        p = (-(z**2) / 2).exp() / (math.sqrt(2 * math.pi) * self.std * t * (1 - t))
+        return torch.where((t > 0) & (t < 1), p, 0.0)  # its limit at both ends
 
     def cumulative(self, t: Tensor) -> Tensor:
         return normal_cumulative((torch.logit(t) - self.mean) / self.std)
+
+
+def refuse_learning(law: TimeLaw, around: str) -> None:
+    """Raise ValueError if a law learns, for a law around it whose times are not its own."""
+    if law.learns:
+        raise ValueError(
+            f"a law that learns from losses must be told those at its own times, which those of {around} are not; got "
+            f"{type(law).__name__}. Use it alone, or in 'segment'."
+        )
 
 
 class PairLaw(ABC):
@@ -184,6 +204,10 @@ class SpanPair(PairLaw):
 
     span: TimeLaw = Uniform()
     arrival: TimeLaw = Uniform()
+
+    def __post_init__(self) -> None:
+        for law in (self.span, self.arrival):
+            refuse_learning(law, "pairs")
 
     def __call__(self, n: int, like: Tensor, generator: Random = None, *, step: int = 0) -> tuple[Tensor, Tensor]:
         d = self.span(n, like, generator)

@@ -118,7 +118,21 @@ class NoSource(ValueError):
 
 
 class Coupling(Protocol):
-    """Pairs data with a source, and says where sampling starts; the latter may raise NoSource."""
+    """Pairs data with a source, and says where sampling starts; the latter may raise NoSource.
+
+    Class attributes that a coupling may have, and is taken not to be when it lacks them: `makes_sequences`, pairs are
+    [B, S, *]; `takes_condition`, the condition says where to start and goes no further, so that the network is told
+    nothing; `own_data`, the data are its own, and those of the batch do not matter.
+    """
+
+    @property
+    def gaussian(self) -> bool:
+        """Whether the source is N(0, I) and independent of the data, given the condition.
+
+        Only then is -E[x0 | x] / alpha the score of the state, and only then may fresh noise take the source's place:
+        stochastic samplers, guidance by gradients and some losses ask for it, by an attribute `needs_gaussian`.
+        """
+        ...
 
     def __call__(self, x1: Tensor, cond: Any = None, *, generator: Random = None) -> Pair: ...
 
@@ -135,7 +149,10 @@ class Sampler(Protocol):
 
 
 class Weighting(Protocol):
-    """Turns the error [B] of samples at times s, t [B] into their loss [B]."""
+    """Turns the error [B] of samples at times s, t [B] into their loss [B].
+
+    A weighting has `of_times` = True if it is a factor that depends on the times alone, and so takes negative errors.
+    """
 
     def __call__(self, error: Tensor, s: Tensor, t: Tensor) -> Tensor: ...
 

@@ -11,6 +11,8 @@ from .noise import noise_level
 class Unweighted:
     """The error of every sample counts as it is."""
 
+    of_times = True
+
     def __call__(self, error: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """The error [B], unchanged."""
         return error
@@ -25,6 +27,8 @@ class NoiseGap:
     Source: Song & Dhariwal, Improved techniques for training consistency models, 2023, arXiv:2310.14189, the weight of
         consistency training; Geng, Pokle, Luo, Lin & Kolter, Consistency models made easy, 2024, arXiv:2406.14548.
     """
+
+    of_times = True
 
     most: float = 80.0
 

@@ -32,6 +32,8 @@ class Learned(nn.Module):
         the released code the weight is 10 in the plane, and 5 to 20 for images.
     """
 
+    gaussian = False
+
     def __init__(self, net: nn.Module, weight: float = 20.0) -> None:
         super().__init__()
         if weight <= 0:

@@ -28,7 +28,8 @@ class MinibatchOT:
         plan: "exact" or "sinkhorn".
         regularisation: weight of the entropy, in units of the squared distance (a sum over dimensions).
         within_conditions: exchange sources only among equal conditions. Otherwise a condition is taught on its own part
-            of the source, and sampling, which starts from the whole source, is biased.
+            of the source, and sampling, which starts from the whole source, is biased. A condition that few data of a
+            batch have gains little, and one that a single datum has nothing.
         coupling: draws the sources; they must not depend on the data.
     Source: Pooladian, Ben-Hamu, Domingo-Enrich & others, Multisample flow matching: straightening flows with minibatch
         couplings, 2023, arXiv:2304.14772; Tong, Fatras, Malkin & others, Improving and generalizing flow-based
@@ -37,6 +38,8 @@ class MinibatchOT:
         generation, 2025, arXiv:2503.10636, the discrete case.
     Differs: the exact plan is taken as a permutation, where OT-CFM draws pairs from it with replacement.
     """
+
+    gaussian = False  # the sources have been exchanged
 
     plan: str = "exact"
     regularisation: float = 0.05

@@ -32,6 +32,8 @@ class OrnsteinUhlenbeck:
         has no conditions and draws anew.
     """
 
+    gaussian = False
+
     time: float = 0.1
     independent: bool = False
 

@@ -21,11 +21,12 @@ class PosteriorMean:
     is the optimal transport, the result has the least square error, MMSE + W2^2, among those that look like data.
     Draws from the posterior have twice the MMSE.
 
-    The condition is the measurement, in training and in sampling, and goes no further than here. In training `measure`
-    may make it from the data instead. To restore: x0 = coupling.source(shape, like, y), then core.sampling.sample.
+    The condition is the measurement, in training and in sampling, and goes no further than here. In training it is what
+    comes with the data, or `measure` makes it from the data instead. To restore: flow.sample(len(y), steps, cond=y).
 
     In Python f is any callable. In a recipe name a function of one's own that returns the coupling, coupling =
-    "my_module:restoration", with conditional = false; such a run makes no pictures, for it has nothing to restore.
+    "my_module:restoration", with conditional = false beside `measure`, and with labels, maps or a condition of one's
+    own as measurements otherwise; such a run makes no pictures, for it has nothing to restore.
 
     Args:
         estimator: f, from measurements to states [B, *], trained to least square error; a module must be frozen.
@@ -35,6 +36,9 @@ class PosteriorMean:
         restoration, 2024, arXiv:2410.00418; in the released code the noise is .1, and .025 for denoising.
     Differs: the released code clips the estimate to the range of images, which is left to f.
     """
+
+    gaussian = False
+    takes_condition = True
 
     estimator: Callable[[Any], Tensor]
     noise: float = 0.1

@@ -45,6 +45,11 @@ class Pruned:
         if self.deviations <= 0:
             raise ValueError(f"deviations must be > 0; got {self.deviations}.")
 
+    @property
+    def gaussian(self) -> bool:
+        """As that of the wrapped coupling, which the flow is trained with."""
+        return getattr(self.coupling, "gaussian", False)
+
     def __call__(self, x1: Tensor, cond: Any = None, *, generator: Random = None) -> Pair:
         """The pairs of the wrapped coupling."""
         return self.coupling(x1, cond, generator=generator)

@@ -12,7 +12,8 @@ from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import PerSample, Random, normal, uniform
 from ..core.sampling import Jump, sample
-from ..core.types import Pair, Sampler, map_condition
+from ..core.source import folded
+from ..core.types import Pair, Sampler, Space, map_condition
 from ._stored import stored
 
 __all__ = ["Reflow"]
@@ -34,17 +35,22 @@ class Reflow:
         steps: steps of the teacher from noise to data.
         sampler: how it steps: its own jump, which for a mere velocity is Euler's step, or a solver.
         interpolant: the path, of which only the start is used.
+        space: where the teacher's flow lives; in a box its sources are folded.
     Source: Liu, Gong & Liu, Flow straight and fast: learning to generate and transfer data with rectified flow, 2022,
         arXiv:2209.03003, the reflow procedure; Liu, Zhang, Ma, Peng & Liu, InstaFlow: one step is enough for
         high-quality diffusion-based text-to-image generation, 2023, arXiv:2309.06380, with conditions.
     Differs: a fixed number of steps where the released code solves adaptively, to a tolerance of 1e-5.
     """
 
+    gaussian = False
+    own_data = True
+
     stored: str = ""
     teacher: FlowMap | None = None
     steps: int = 100
     sampler: Sampler = Jump()
     interpolant: Interpolant = Linear()
+    space: Space | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -61,6 +67,7 @@ class Reflow:
         if self.teacher is None:
             raise ValueError("reflow must have stored pairs or a teacher; got neither. Set stored, or give a teacher.")
         x0 = self.source(x1.shape, x1, cond, generator=generator)
+        x0 = x0 if self.space is None else folded(x0, self.interpolant, self.space)
         return Pair(x0, endpoints(self.teacher, x0, cond, self.steps, self.sampler, self.interpolant), cond)
 
     def source(self, shape: Sequence[int], like: Tensor, cond: Any = None, *, generator: Random = None) -> Tensor:

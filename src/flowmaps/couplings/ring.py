@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..core.random import Random, normal
 from ..core.types import Pair
+from .independent import gaussian_length
 
 __all__ = ["Ring"]
 
@@ -24,6 +25,8 @@ class Ring:
         image flow matching, 2025, arXiv:2512.18184, the two-dimensional simulation, with D = 3072 in the released code
         (simulations/run_whole_simulation.py).
     """
+
+    gaussian = False
 
     dimensions: int = 3072
 
@@ -46,3 +49,7 @@ class Ring:
         n = normal((shape[0], self.dimensions), like, generator)
         # The direction of two coordinates is uniform and independent of all lengths.
         return n[:, :2] * (n.norm(dim=1) / n[:, :2].norm(dim=1))[:, None]
+
+    def mean_length(self, shape: Sequence[int]) -> float:
+        """Of source draws."""
+        return gaussian_length(self.dimensions)

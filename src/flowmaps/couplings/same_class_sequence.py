@@ -18,8 +18,9 @@ __all__ = ["SameClassSequence"]
 class SameClassSequence:
     """For each datum a sequence of S data with its condition, itself the first, each with noise of its own.
 
-    The others are drawn from the batch, without repetition where it has S of a condition, else in turns. For networks
-    that look at noisier data of the same class; S times the data go through them, so that batches are S times smaller.
+    The others are drawn from the batch, without repetition: a network that sees noisier data of the same class must not
+    see among them the datum that it is asked for. So the batch must have S data of every condition that occurs; to pass
+    over conditions with fewer would make rare ones rarer. S times the data go through the network.
 
     Args:
         length: S.
@@ -29,6 +30,7 @@ class SameClassSequence:
         batch, around each datum.
     """
 
+    gaussian = True
     makes_sequences: ClassVar[bool] = True
 
     length: int = 5
@@ -41,16 +43,22 @@ class SameClassSequence:
         """Pairs of source and data [B, S, *] with conditions [B], from data [B, *] and theirs.
 
         Raises:
-            ValueError: if there are no conditions.
+            ValueError: if there are no conditions, or some has less than S data.
         """
         if cond is None:
             raise ValueError("sequences of one class must have labels; got cond = None. Train with conditional=true.")
         key = uniform((len(x1), len(x1)), x1, generator)
         index = torch.empty(len(x1), self.length, dtype=torch.long, device=x1.device)
-        for i in alike(cond, x1):
-            order = key[i][:, i].fill_diagonal_(-1).argsort(1)
-            turns = torch.arange(self.length, device=x1.device) % len(i)
-            index[i] = i[order[:, turns]]
+        groups = alike(cond, x1)
+        least = min(map(len, groups))
+        if least < self.length:
+            raise ValueError(
+                f"a batch must have at least {self.length} data of every condition that occurs, or sequences repeat "
+                f"the datum that is asked for; one of {len(groups)} has {least} of {len(x1)}. Raise batch, to some "
+                f"{max(30, 4 * self.length)} for each condition, or lower coupling.length."
+            )
+        for i in groups:
+            index[i] = i[key[i][:, i].fill_diagonal_(-1).argsort(1)[:, : self.length]]
         some = x1[index]
         return Pair(normal(some.shape, x1, generator), some, cond)
 

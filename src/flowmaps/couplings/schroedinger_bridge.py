@@ -43,6 +43,8 @@ class SchroedingerBridge:
         regressed in place of the score, which weights it as their code does up to a constant.
     """
 
+    gaussian = False  # but the path has noise of its own
+
     interpolant: Interpolant
     within_conditions: bool = True
     coupling: Coupling = Independent()

@@ -35,6 +35,9 @@ class SemidiscreteOT:
     Differs: the search is exhaustive, and the plan has no entropy.
     """
 
+    gaussian = False
+    own_data = True
+
     stored: str = ""
     coupling: Coupling = Independent()
 

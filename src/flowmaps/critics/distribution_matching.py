@@ -39,6 +39,8 @@ class DistributionMatching:
         step for each of the map's, without weight; a vanishing mean |x - D_real| is held at 1e-6.
     """
 
+    needs_gaussian = True
+
     teacher: FlowMap
     critic: OnlineVelocity
     weight: float = 1.0

@@ -34,6 +34,7 @@ class VelocityCritic(nn.Module):
     """
 
     judges: ClassVar[bool] = False
+    needs_gaussian = True
 
     def __init__(self, net: nn.Module, interpolant: Interpolant = Linear(), times: TimeLaw = Uniform()) -> None:
         super().__init__()

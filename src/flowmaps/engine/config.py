@@ -173,6 +173,11 @@ def resolve_config(config: Mapping[str, Any]) -> Config:
     try:
         for key in _PARTS:
             full[key] = resolve(KINDS[key], full[key])
+        if getattr(find("losses", full["loss"]["name"]), "needs_trained", False) and not full["from_teacher"]:
+            raise ValueError(
+                f"the loss {full['loss']['name']!r} goes on from a trained network; from_teacher is false. Set teacher "
+                "to its run, and from_teacher to true."
+            )
         full["schedule"] = vars(construct(Schedule, full["schedule"]))
         full["ema"] = vars(construct(EMA, full["ema"]))
         if full["lora"]:

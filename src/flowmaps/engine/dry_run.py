@@ -38,8 +38,11 @@ def dry_run(config: Config) -> str:
             flow if isinstance(config["teacher"], dict) else load(config["teacher"]) if config["teacher"] else None
         )
         step = build_step(config | {"from_teacher": False}, flow, teacher)
-        count = min(8, len(data), config["batch"])
+        sequences = getattr(step.coupling, "makes_sequences", False)
+        count = min(max(8, getattr(step.coupling, "length", 0)), len(data), config["batch"])
         x, labels = data.__getitems__(range(count))
+        if sequences and labels is not None:
+            labels = labels[:1].expand_as(labels)  # as if of one class, of which few make a sequence
         optimizer = build_optimizer(config, step)
         kept = _kept_bytes(step, x, labels)
         optimizer.step()

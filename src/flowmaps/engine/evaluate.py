@@ -1,5 +1,6 @@
 """Quality against number of evaluations, with the floors that finite samples set."""
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 
 from ..core.random import fold_in
-from ..core.types import Pair
+from ..core.source import folded
+from ..core.types import Coupling, Pair
+from ..couplings.independent import Independent
 from ..data._dataset import Dataset
 from ..flow import Flow, Guidance
 from ..metrics.classifier_two_sample import classifier_two_sample
@@ -128,7 +131,8 @@ def _residuals(flow: Flow, real: Tensor, labels: Tensor | None, seed: int) -> li
     like = next(flow.model.parameters())
     x1 = flow.space.encode(real.to(like.device), generator=fold_in(seed, 5))
     cond = None if labels is None or flow.classes == 0 else labels[: len(real)].to(like.device)
-    pair: Pair = flow.coupling(x1, cond, generator=fold_in(seed, 3))
-    if pair.x1 is not None and pair.x1.ndim > x1.ndim:  # sequences, of which the first states are enough
-        pair = Pair(pair.x0[:, 0], pair.x1[:, 0], pair.cond)
+    # Of sequences the first states are enough: data with noise of their own.
+    coupling: Coupling = Independent() if getattr(flow.coupling, "makes_sequences", False) else flow.coupling
+    pair: Pair = coupling(x1, cond, generator=fold_in(seed, 3))
+    pair = dataclasses.replace(pair, x0=folded(pair.x0, flow.interpolant, flow.space))
     return identity_residuals(flow.model, flow.interpolant, pair, fold_in(seed, 4))

@@ -7,14 +7,16 @@ from inspect import signature
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..build import build, construct, find
 from ..by_name import opened
 from ..core.flow_map import EulerMap, FlowMap
 from ..core.random import fold_in
 from ..core.reparametrize import Reparametrized
-from ..core.types import Loss
+from ..core.source import around_data, check_gaussian, folded, is_gaussian, require_gaussian
+from ..core.target import parts
+from ..core.types import Coupling, Loss
 from ..data._dataset import Dataset
 from ..flow import Flow, load
 from .config import ConfigError
@@ -92,12 +94,15 @@ def build_loss(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> L
 
 
 def _on_this_path(teacher: Flow, flow: Flow) -> FlowMap:
-    same, model = teacher.interpolant == flow.interpolant, _unbiased(teacher)
-    return model if same else Reparametrized(model, teacher.interpolant, flow.interpolant)
+    model = _unbiased(teacher)
+    if teacher.interpolant == flow.interpolant:
+        return model
+    require_gaussian("a teacher on another path", teacher)
+    return Reparametrized(model, teacher.interpolant, flow.interpolant)
 
 
 def _unbiased(teacher: Flow) -> FlowMap:
-    """The teacher's map; that of a loss that bends the velocity on purpose is straightened by the mean of its data."""
+    """The teacher's map; that of a loss that bends the velocity on purpose is straightened by its pairs' means."""
     config = teacher.config
     if config is None:
         return teacher.model
@@ -107,12 +112,19 @@ def _unbiased(teacher: Flow) -> FlowMap:
     if getattr(find("losses", loss["name"]), "unbiased", None) is None:
         return teacher.model
     data = open_data(config)
-    some = range(0, len(data), max(1, len(data) // MEAN_OF))
-    x = data.__getitems__(some)[0]
-    x = torch.cat([x, x.flip(-1)]) if config["mirror"] else x
-    with torch.no_grad():
-        mean = torch.cat([teacher.space.encode(part, generator=fold_in(0)) for part in x.split(256)]).mean(0)
-    return build("losses", loss, interpolant=teacher.interpolant).unbiased(teacher.model, mean)
+    sources, ends = list[Tensor](), list[Tensor]()
+    for some in torch.arange(0, len(data), max(1, len(data) // MEAN_OF)).split(256):
+        (x, labels), draws = data.__getitems__(some.tolist()), fold_in(0, int(some[0]))
+        for seen in (x, x.flip(-1)) if config["mirror"] else (x,):
+            cond = teacher.condition(seen, labels, teacher.space, generator=draws)
+            with torch.no_grad():
+                pair = teacher.coupling(teacher.space.encode(seen, generator=draws), cond, generator=draws)
+            assert pair.x1 is not None
+            sources.append(folded(pair.x0, teacher.interpolant, teacher.space))
+            ends.append(pair.x1)
+    made = build("losses", loss, interpolant=teacher.interpolant)
+    source = None if is_gaussian(teacher) else torch.cat(sources).mean(0)
+    return made.unbiased(teacher.model, torch.cat(ends).mean(0), source)
 
 
 def _needs_teacher(loss: Any) -> bool:
@@ -134,8 +146,17 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
             raise ConfigError(str(error)) from error
     coupling = flow.coupling
     if teacher is not None and "teacher" in signature(type(coupling)).parameters:  # it draws its pairs from it
-        context = {"teacher": _on_this_path(teacher, flow), "interpolant": flow.interpolant}
+        context = {"teacher": _on_this_path(teacher, flow), "interpolant": flow.interpolant, "space": flow.space}
         coupling = build("couplings", config["coupling"], **context)
+    _check_fit(config, flow, loss, coupling, teacher)
+    return Step(
+        flow.model, loss, coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"],
+        flow.condition, flow.interpolant,
+    )  # fmt: skip
+
+
+def _check_fit(config: Mapping[str, Any], flow: Flow, loss: Loss, coupling: Coupling, teacher: Flow | None) -> None:
+    """Raise ValueError unless coupling, loss, space and teacher go together."""
     if getattr(coupling, "makes_sequences", False) and not getattr(loss, "takes_sequences", False):
         raise ConfigError(
             f"{type(coupling).__name__} makes sequences of data, which {type(loss).__name__} does not take. Use "
@@ -147,12 +168,27 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
             f"{type(loss).__name__} reflects at {walls}, which the space must too; got {flow.space}. Use "
             f"space.name='reflected', space.low={walls[0]:g} and space.high={walls[1]:g}."
         )
+    if walls is None and getattr(flow.space, "walls", None) is not None and around_data(flow.interpolant):
+        raise ConfigError(
+            f"in a box, noise on top of the data is thrown back by its walls, which {type(loss).__name__} does not do; "
+            f"got {type(flow.interpolant).__name__}. Use loss.name='reflected_score_matching', or "
+            "interpolant.name='linear'."
+        )
     if config["mirror"] and not flow.condition.labelled:
         raise ConfigError("mirror flips images, not the maps that come with them; set mirror to false.")
-    return Step(
-        flow.model, loss, coupling, flow.space, config["condition_dropout"], config["mirror"], config["compile"],
-        flow.condition,
-    )  # fmt: skip
+    if config["mirror"] and getattr(coupling, "own_data", False):
+        raise ConfigError(
+            f"mirror flips the images of the batch, and {type(coupling).__name__} has its own; set mirror to false, "
+            "and make its file from images and their mirror images."
+        )
+    check_gaussian(loss, flow)
+    if teacher is not None and any(m is teacher.model for _, part in parts(loss, "") for m in part.modules()):
+        check_gaussian(loss, teacher)
+        if getattr(coupling, "gaussian", False) and not getattr(teacher.coupling, "gaussian", False):
+            raise ConfigError(
+                f"a map learns the flow of its teacher, whose source is that of {type(teacher.coupling).__name__}; got "
+                f"{type(coupling).__name__}. Set coupling as in the teacher's run, or to 'reflow', its own pairs."
+            )
 
 
 def build_optimizer(config: Mapping[str, Any], step: nn.Module) -> torch.optim.Optimizer:

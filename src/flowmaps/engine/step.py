@@ -9,9 +9,12 @@ from torch import Tensor, nn
 
 from ..core.constraint import put_back
 from ..core.flow_map import FlowMap
+from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, uniform
 from ..core.report import listen, report
+from ..core.source import folded
 from ..core.target import Average, averages, parts
+from ..core.times import TimeLaw
 from ..core.types import Conditioner, Coupling, Loss, Pair, Space, map_condition
 from .compiled import Compiled
 
@@ -28,16 +31,19 @@ class Step(nn.Module):
         mirror: flip half of the images left to right.
         compile: evaluate the loss through the compiler, except when its terms are asked for.
         condition: makes what the network is told from what comes with the data; left out, it is told just that.
+        interpolant: the path, of which only the start is used: sources begin where sampling does.
     """
 
     def __init__(
         self, model: FlowMap, loss: Loss, coupling: Coupling, space: Space, condition_dropout: float = 0.0,
         mirror: bool = False, compile: bool = False, condition: Conditioner | None = None,
+        interpolant: Interpolant = Linear(),
     ) -> None:  # fmt: skip
         super().__init__()
         self.compiled = Compiled(loss) if compile else None
         self.model, self.loss, self.coupling, self.space = model, loss, coupling, space
         self.condition_dropout, self.mirror, self.condition = condition_dropout, mirror, condition
+        self.interpolant, self.told = interpolant, False
         self.averages = averages(loss)
         for average in self.averages:
             average.begin(model)
@@ -76,7 +82,9 @@ class Step(nn.Module):
         if self.condition is not None:
             cond = self.condition(data, cond, self.space, generator=generator)
         pair = self.coupling(self.space.encode(data, generator=generator), cond, generator=generator)
-        if (pair.cond is None) != (cond is None):
+        x0 = folded(pair.x0, self.interpolant, self.space)
+        pair = pair if x0 is pair.x0 else dataclasses.replace(pair, x0=x0)
+        if (pair.cond is None) != (cond is None or getattr(self.coupling, "takes_condition", False)):
             raise ValueError(
                 f"pairs must have conditions if the data have, and none if not; {type(self.coupling).__name__} gives "
                 f"{'none' if pair.cond is None else 'some'}. Write its file anew, or set conditional to "
@@ -88,10 +96,22 @@ class Step(nn.Module):
         with listen() if terms else nullcontext(heard) as heard:
             of = self.loss if terms or self.compiled is None else self.compiled
             loss = of(self.model, pair, step=images, generator=generator)
+            if self.training and not self.told:
+                self._check_told()
             if pair.penalty is not None:
                 report("coupling", pair.penalty)
                 loss = loss + pair.penalty
         return loss.mean(), {name: torch.cat(values).mean() for name, values in heard.items()}
+
+    def _check_told(self) -> None:
+        """Raise ValueError if a law of times waits for losses that nobody tells it."""
+        for law in self.modules():
+            if isinstance(law, TimeLaw) and law.learns and not law.heard:
+                raise ValueError(
+                    f"a law of times that learns must be told its losses, which {type(self.loss).__name__} does not do "
+                    f"with {type(law).__name__}. Use another law, such as 'logit_normal'."
+                )
+        self.told = True
 
     def _drop_conditions(self, pair: Pair, generator: Random) -> Pair:
         drop = uniform((len(pair),), pair.x0, generator) < self.condition_dropout

@@ -33,6 +33,8 @@ class Classifier(FlowMap):
     Differs: a velocity on any path, there the score or the noise of diffusion; `earliest`.
     """
 
+    needs_gaussian = True
+
     def __init__(
         self, model: FlowMap, log_prob: Callable[[Tensor, Tensor, Any], Tensor], scale: float = 1.0,
         conditional: bool = False, earliest: float = 0.01, interpolant: Interpolant = Linear(),

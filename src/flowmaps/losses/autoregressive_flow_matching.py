@@ -58,9 +58,10 @@ class AutoregressiveFlowMatching:
             )
         batch, length = pair.x1.shape[:2]
         t = self.times(batch * length, pair.x0, generator).reshape(batch, length).sort(1).values
-        each = Pair(pair.x0.flatten(0, 1), pair.x1.flatten(0, 1))
-        x, w = self.interpolant.draw(each, t.flatten(), generator)
+        each, flat = Pair(pair.x0.flatten(0, 1), pair.x1.flatten(0, 1)), t.flatten()
+        x, w = self.interpolant.draw(each, flat, generator)
         b = sequence(x.reshape(pair.x0.shape), t, t, pair.cond).flatten(0, 1).to(x.dtype)
-        error = self.weighting(self.distance(b, w), t.flatten(), t.flatten()).reshape(batch, length).mean(1)
+        error = self.times.reweighted(flat, self.weighting(self.distance(b, w), flat, flat))
+        error = error.reshape(batch, length).mean(1)
         report("flow_matching", error)
         return error

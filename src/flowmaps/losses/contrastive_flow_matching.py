@@ -10,7 +10,7 @@ from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, uniform
 from ..core.report import report
-from ..core.shapes import expand_time, square_error
+from ..core.shapes import square_error
 from ..core.times import TimeLaw, Uniform
 from ..core.types import Pair, Weighting, equal_conditions
 from ..core.weighting import Unweighted
@@ -33,7 +33,7 @@ class ContrastiveFlowMatching:
         other_classes: take the other sample from those with another condition, where the batch has any.
         interpolant: the path.
         times: law of t.
-        weighting: what the error of a sample counts.
+        weighting: what the loss of a sample counts, which may be negative: a factor that depends on the time alone.
     Cost: 1 evaluation with gradient.
     Source: Stoica, Ramanujan, Fan, Farhadi, Krishna & Hoffman, Contrastive flow matching, 2025, arXiv:2506.05350, the
         contrastive objective with lambda = 0.05. That it is an affine change of the velocity: derived here.
@@ -51,6 +51,11 @@ class ContrastiveFlowMatching:
     def __post_init__(self) -> None:
         if not 0 <= self.contrast < 1:
             raise ValueError(f"contrast must lie in [0, 1), or there is no minimum; got {self.contrast}.")
+        if self.contrast > 0 and not getattr(self.weighting, "of_times", False):
+            raise ValueError(
+                f"weighting must depend on the time alone, since a difference of errors may be negative; got "
+                f"{type(self.weighting).__name__}. Use 'unweighted', or set of_times = True on a weighting that does."
+            )
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension; it may be negative."""
@@ -62,22 +67,23 @@ class ContrastiveFlowMatching:
         near, far = square_error(v, w), square_error(v, away) * counts
         report("flow_matching", near)
         report("contrast", far)
-        return self.weighting(near - self.contrast * far, t, t)
+        return self.times.reweighted(t, self.weighting(near - self.contrast * far, t, t))
 
-    def unbiased(self, model: FlowMap, mean: Tensor) -> FlowMap:
+    def unbiased(self, model: FlowMap, mean: Tensor, source: Tensor | None = None) -> FlowMap:
         """The map that takes Euler steps of the marginal velocity, from the map that this loss has trained.
 
-        v = (1 - contrast) b_t + contrast w_t, with w_t = beta'_t mean, for a source of mean zero.
+        v = (1 - contrast) b_t + contrast w_t, with w_t = alpha'_t source + beta'_t mean.
 
         Args:
             model: the trained map, of which the diagonal is used.
-            mean: of the data, in the space of the flow [*].
+            mean: of the data that it was trained on, in the space of the flow [*].
+            source: mean of the source [*]; left out, zero.
         Raises:
             ValueError: if the other samples were of other classes: then w_t depends on the class.
         """
         if self.other_classes:
             raise ValueError("other_classes must be false to be undone; with it the bias depends on the class.")
-        return _Unbiased(model, mean, self.contrast, self.interpolant)
+        return _Unbiased(model, mean, source, self.contrast, self.interpolant)
 
     def _others(self, pair: Pair, generator: Random) -> tuple[Tensor, Tensor]:
         """Another sample for each [B], uniform among the others that may be, and whether there is any."""
@@ -92,16 +98,21 @@ class ContrastiveFlowMatching:
 class _Unbiased(FlowMap):
     """The affine change of a velocity that contrastive flow matching makes, undone."""
 
-    def __init__(self, model: FlowMap, mean: Tensor, contrast: float, interpolant: Interpolant) -> None:
+    def __init__(
+        self, model: FlowMap, mean: Tensor, source: Tensor | None, contrast: float, interpolant: Interpolant
+    ) -> None:
         super().__init__()
         self.model, self.contrast, self.interpolant = model, contrast, interpolant
         self.register_buffer("mean", mean)
+        self.register_buffer("source", torch.zeros_like(mean) if source is None else source)
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        away = expand_time(self.interpolant.beta_dot(s), x).to(x.dtype) * self.mean
+        *_, a_dot, b_dot = self.interpolant.coefficients(s, x)
+        away = (a_dot * self.source + b_dot * self.mean).to(x.dtype)
         return self.model.velocity(x, s, cond).lerp(away.expand(x.shape), self.contrast)
 
     def null_condition(self, batch: int) -> Any:
         return self.model.null_condition(batch)
 
     mean: Tensor
+    source: Tensor

@@ -24,7 +24,8 @@ class FeatureResidual:
     """Feature residual approximation: a small network learns what a trained trunk's features are later in a segment.
 
     E |f(I_a) + (s - a) / (b - a) g(I_s) - f(I_s)|^2 for s in the segment [a, b), I_a and I_s on one path, f without
-    gradient: nothing but g is trained, from a network that has been, and f(I_a) is exact at the start.
+    gradient or dropout: nothing but g is trained, from a network that has been, and f(I_a) is exact at the start. A run
+    takes that network from its teacher, with from_teacher = true.
 
     Args:
         interpolant: the path.
@@ -39,6 +40,7 @@ class FeatureResidual:
     """
 
     learns_map: ClassVar[bool] = False  # what it trains saves evaluations, and is no map
+    needs_trained: ClassVar[bool] = True  # the residuals of a trunk that knows nothing are of no use
 
     interpolant: Interpolant = Linear()
     times: TimeLaw = Uniform()
@@ -57,8 +59,11 @@ class FeatureResidual:
         start = net.segment(s).to(s.dtype) / net.segments
         z = normal(pair.x0.shape, pair.x0, generator) if self.interpolant.latent else None
         x, first = (self.interpolant.state(pair.x0, pair.x1, r, z) for r in (s, start))
+        learning = net.trunk.training
+        net.trunk.eval()  # it is frozen: without dropout, as in sampling
         with torch.no_grad():
             f, f_first = net.features(x, s, s, pair.cond), net.features(first, start, start, pair.cond)
+        net.trunk.train(learning)
         error = square_error(net.approximate(x, s, pair.cond, f_first), f)
         report("feature_residual", error)
-        return self.weighting(error, s, s)
+        return self.times.reweighted(s, self.weighting(error, s, s))

@@ -61,6 +61,11 @@ class FreeFlow:
     def __post_init__(self) -> None:
         check_share("prediction", self.prediction)
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """With paths from fresh noise to samples."""
+        return self.critic is not None
+
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
         if self.critic is None:

@@ -42,10 +42,12 @@ class ReflectedScoreMatching:
     Source: Lou & Ermon, Reflected diffusion models, 2023, arXiv:2304.04740, constrained denoising score matching, and
         its released code (cube.py, losses.py, sde_lib.py): sigma from 0.01 to 5 in the unit box.
     Differs: the velocity is learned, which has the score as a factor; the two series of the heat kernel meet at
-        sigma^2 / 2 = 0.25, where both are exact in float32 too, in place of 0.01.
+        sigma^2 / 2 = 0.25, where both are exact in float32 too, in place of 0.01; the released option of likelihood
+        weighting, by the square of the diffusion coefficient in place of sigma^2, is left out.
     """
 
     learns_map: ClassVar[bool] = False
+    needs_gaussian = True
 
     interpolant: Interpolant
     low: float = -1.0
@@ -79,7 +81,7 @@ class ReflectedScoreMatching:
             score = heat_kernel_score((y - self.low) / width, (pair.x1 - self.low) / width, sigma / width) / width
         error = square_error(model.velocity(y, t, pair.cond) / rate, -sigma * score)
         report("score", error)
-        return self.weighting(error, t, t)
+        return self.times.reweighted(t, self.weighting(error, t, t))
 
 
 def heat_kernel_score(y: Tensor, x: Tensor, sigma: Tensor) -> Tensor:

@@ -51,6 +51,11 @@ class StochasticInterpolant:
         if self.antithetic and not self.interpolant.latent:
             raise ValueError("antithetic needs a path with latent noise, such as the interpolant 'stochastic'.")
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """Where the source is the noise that the second head learns."""
+        return not self.interpolant.latent
+
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension.
 
@@ -64,7 +69,7 @@ class StochasticInterpolant:
         loss = self._error(model, pair, pair.x1, t, z)
         if self.antithetic and z is not None:
             loss = (loss + self._error(model, pair, pair.x1, t, -z)) / 2
-        return self.weighting(loss, t, t)
+        return self.times.reweighted(t, self.weighting(loss, t, t))
 
     def _error(self, model: FlowMap, pair: Pair, x1: Tensor, t: Tensor, z: Tensor | None) -> Tensor:
         x, w = self.interpolant.state(pair.x0, x1, t, z), self.interpolant.velocity(pair.x0, x1, t, z)

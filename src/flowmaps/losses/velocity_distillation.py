@@ -57,6 +57,11 @@ class VelocityDistillation:
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """With paths from fresh noise to samples."""
+        return self.distillation > 0
+
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
         s = self.times(len(pair), pair.x0, generator)

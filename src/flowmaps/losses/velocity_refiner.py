@@ -64,4 +64,4 @@ class VelocityRefiner:
             change = self.teacher.velocity(y, t, pair.cond) - v
         error = square_error(offset(model, y, v, t, pair.cond), change)
         report("velocity_refiner", error)
-        return self.weighting(error, s, t)
+        return self.times.reweighted(s, self.weighting(error, s, t))

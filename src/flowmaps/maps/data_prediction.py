@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.flow_map import FlowMap
+from ..core.flow_map import FlowMap, net_with_features
 from ..core.interpolant import Interpolant, Linear
 
 __all__ = ["DataPrediction"]
@@ -40,9 +40,15 @@ class DataPrediction(FlowMap):
         self.interpolant, self.least = interpolant, least
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        return self._velocity(self.net(x, s, t, cond), x, s)
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        data, features = net_with_features(self.net, x, s, t, cond, block)
+        return self._velocity(data, x, s), features
+
+    def _velocity(self, data: Tensor, x: Tensor, s: Tensor) -> Tensor:
         a, b, a_dot, b_dot = self.interpolant.coefficients(s, x)
-        data = self.net(x, s, t, cond).to(x.dtype)
-        return (a_dot * x + (a * b_dot - a_dot * b) * data) / a.clamp_min(self.least)
+        return (a_dot * x + (a * b_dot - a_dot * b) * data.to(x.dtype)) / a.clamp_min(self.least)
 
     def null_condition(self, batch: int) -> Any:
         return self.net.null_condition(batch)

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.flow_map import FlowMap
+from ..core.flow_map import FlowMap, net_with_features
 
 __all__ = ["DenoiserHead"]
 
@@ -26,18 +26,22 @@ class DenoiserHead(FlowMap):
         super().__init__()
         self.net: Any = net
 
-    def _heads(self, x: Tensor, s: Tensor, t: Tensor, cond: Any) -> Tensor:
-        y = self.net(x, s, t, cond)
-        if y.shape == x.shape:
-            raise ValueError("the network must have two outputs; got one. Set net.outputs to 2.")
-        return y
-
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        return self._heads(x, s, t, cond)[:, 0]
+        return _two(self.net(x, s, t, cond), x)[:, 0]
 
     def with_noise(self, x: Tensor, t: Tensor, cond: Any = None) -> tuple[Tensor, Tensor]:
-        y = self._heads(x, t, t, cond).to(x.dtype)
+        y = _two(self.net(x, t, t, cond), x).to(x.dtype)
         return y[:, 0], y[:, 1]
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        y, features = net_with_features(self.net, x, s, t, cond, block)
+        return _two(y, x)[:, 0], features
 
     def null_condition(self, batch: int) -> Any:
         return self.net.null_condition(batch)
+
+
+def _two(y: Tensor, x: Tensor) -> Tensor:
+    if y.shape == x.shape:
+        raise ValueError("the network must have two outputs; got one. Set net.outputs to 2.")
+    return y

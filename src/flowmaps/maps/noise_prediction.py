@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.flow_map import FlowMap
+from ..core.flow_map import FlowMap, net_with_features
 from ..core.interpolant import Interpolant, Linear
 
 __all__ = ["NoisePrediction"]
@@ -36,9 +36,15 @@ class NoisePrediction(FlowMap):
         self.interpolant, self.least = interpolant, least
 
     def mean_velocity(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        return self._velocity(self.net(x, s, t, cond), x, s)
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        noise, features = net_with_features(self.net, x, s, t, cond, block)
+        return self._velocity(noise, x, s), features
+
+    def _velocity(self, noise: Tensor, x: Tensor, s: Tensor) -> Tensor:
         a, b, a_dot, b_dot = self.interpolant.coefficients(s, x)
-        noise = self.net(x, s, t, cond).to(x.dtype)
-        return (b_dot * x - (a * b_dot - a_dot * b) * noise) / b.clamp_min(self.least)
+        return (b_dot * x - (a * b_dot - a_dot * b) * noise.to(x.dtype)) / b.clamp_min(self.least)
 
     def null_condition(self, batch: int) -> Any:
         return self.net.null_condition(batch)

@@ -1,8 +1,12 @@
 """Blocks of convolutional networks."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..core.checks import check_block
 
 
 def group_norm(x: Tensor) -> Tensor:
@@ -45,3 +49,11 @@ class Attention(nn.Module):
         q, k = (F.normalize(z, dim=-1) * z.shape[-1] ** 0.5 for z in (q, k))
         y = F.scaled_dot_product_attention(q, k, v).transpose(2, 3)
         return x + self.project(y.reshape(x.shape))
+
+
+def image_features(net: Any, x: Tensor, s: Tensor, t: Tensor, cond: Any, block: int) -> tuple[Tensor, Tensor]:
+    """The result of a network of blocks, and the image that block made of the state: [B, *], [B, places, channels]."""
+    check_block(block, net.depth)
+    kept: list[Tensor] = []
+    y = net.body(x, [net.embed(s, t, cond)] * (net.depth + 1), kept)
+    return y, kept[block - 1].flatten(2).transpose(1, 2)

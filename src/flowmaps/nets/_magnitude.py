@@ -97,3 +97,40 @@ class Times(nn.Module):
     def forward(self, s: Tensor, t: Tensor) -> Tensor:
         """[B], [B] -> [B, width]."""
         return mixed(self.departure(self.departure_waves(s)), self.span(self.span_waves(t - s)))
+
+
+class Block(nn.Module):
+    """Halve or double if asked to, a residual branch that the condition scales, then attention if asked to."""
+
+    def __init__(
+        self, channels: int, out: int, told: int, dropout: float, *, decodes: bool, attends: int = 0,
+        resample: str = "", joins: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.decodes, self.attends, self.resample, self.joins = decodes, attends, resample, joins
+        self.skip = Weighted(channels, out, 1) if channels != out else nn.Identity()
+        self.first, self.second = Weighted(channels if decodes else out, out, 3), Weighted(out, out, 3)
+        self.told, self.gain = Weighted(told, out), nn.Parameter(torch.zeros([]))
+        self.dropout = nn.Dropout(dropout)
+        if attends:
+            self.qkv, self.project = Weighted(out, 3 * out, 1), Weighted(out, out, 1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        if self.resample == "down":
+            x = F.avg_pool2d(x, 2)
+        elif self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if not self.decodes:
+            x = normalised(self.skip(x), 1)
+        y = self.first(silu(x)) * (self.told(cond, self.gain) + 1)[:, :, None, None]
+        y = self.second(self.dropout(silu(y)))
+        x = mixed(self.skip(x) if self.decodes else x, y, 0.3)
+        if self.attends:
+            x = mixed(x, self._attend(x), 0.3)
+        return x.clamp(-256, 256)
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Cosine attention: queries, keys and values have unit magnitude at every place."""
+        qkv = self.qkv(x).reshape(len(x), self.attends, -1, 3, x.shape[2] * x.shape[3])
+        q, k, v = normalised(qkv, 2).transpose(2, 4).unbind(3)
+        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape))

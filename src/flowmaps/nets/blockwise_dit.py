@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_block
 from ..core.recurrent import RecurrentNet
 from ._embedding import Condition, TwoTimes
 from ._transformer import Block, Leave, patched, rotations, to_image, to_tokens, zero_linear
@@ -47,8 +48,9 @@ class BlockwiseDiT(RecurrentNet):
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
     Source: Park, Lee, Joo & Kim, Blockwise flow matching: improving flow matching models for efficient high-quality
-        generation, 2025, arXiv:2510.21167, and its released code; the alignment of the trunk's features with those of
-        an encoder is a loss, which reads them by `features`.
+        generation, 2025, arXiv:2510.21167, and its released code. Its semantic feature guidance, which aligns the
+        trunk's last tokens with those of an encoder at weight 0.05, is the loss "representation_alignment" with block
+        = trunk.
     Differs: two times. Compiled, every stack is evaluated on the whole batch.
     """
 
@@ -81,11 +83,21 @@ class BlockwiseDiT(RecurrentNet):
 
     def features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """The trunk's tokens [B, L, width], which depend on the departure alone."""
+        return self._through_trunk(x, s, cond)[-1]
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and the tokens [B, L, width] after that block of the trunk; the last ones drive the stacks."""
+        check_block(block, len(self.trunk))
+        after = self._through_trunk(x, s, cond)
+        return self.drive(x, s, t, cond, after[-1]), after[block]
+
+    def _through_trunk(self, x: Tensor, s: Tensor, cond: Any) -> list[Tensor]:
+        """The tokens on their way in, and after each block of the trunk."""
         c = self._told(s, s, cond)
-        h, shared = self.trunk_enter(to_tokens(x, self.patch)), self.trunk_shared(c)
+        after, shared = [self.trunk_enter(to_tokens(x, self.patch))], self.trunk_shared(c)
         for block in self.trunk:
-            h = block(h, c, self.rotation, shared)
-        return h
+            after.append(block(after[-1], c, self.rotation, shared))
+        return after
 
     def approximate(self, x: Tensor, s: Tensor, cond: Any, start: Tensor) -> Tensor:
         """The trunk's tokens from those at the start of the segment [B, L, width]; g alone gets a gradient."""

@@ -47,6 +47,10 @@ class Cached(RecurrentNet):
         y, inner = self.net.reusing(x, s, t, cond, self.outer, inner if step % self.every else None)
         return y, (step + 1, inner)
 
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """Those of the network inside, without memory."""
+        return self.net.with_features(x, s, t, cond, block)
+
     def null_condition(self, batch: int) -> Any:
         return self.net.null_condition(batch)
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_block
 from ._embedding import Condition, TwoTimes
 from ._transformer import Block, patched, places, to_image, to_tokens, zero_linear
 
@@ -53,6 +54,7 @@ class DiT(nn.Module):
 
     def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
         """The result, and the tokens [B, places, width] after the block of that number, from 1 to `depth`."""
+        check_block(block, self.depth)
         kept: list[Tensor] = []
         y = self.body(x, [self.embed(s, t, cond)] * (self.depth + 1), kept)
         return y, kept[block - 1]

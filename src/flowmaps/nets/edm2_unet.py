@@ -4,57 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ._convolutional import image_features
 from ._embedding import Condition
-from ._magnitude import Times, Weighted, beside, mixed, normalised, silu
+from ._magnitude import Block, Times, Weighted, beside, mixed, normalised, silu
 
 __all__ = ["EDM2UNet"]
-
-
-class _Block(nn.Module):
-    """Halve or double if asked to, a residual branch that the condition scales, then attention if asked to."""
-
-    def __init__(
-        self, channels: int, out: int, told: int, dropout: float, *, decodes: bool, attends: int = 0,
-        resample: str = "", joins: bool = False,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.decodes, self.attends, self.resample, self.joins = decodes, attends, resample, joins
-        self.skip = Weighted(channels, out, 1) if channels != out else nn.Identity()
-        self.first, self.second = Weighted(channels if decodes else out, out, 3), Weighted(out, out, 3)
-        self.told, self.gain = Weighted(told, out), nn.Parameter(torch.zeros([]))
-        self.dropout = nn.Dropout(dropout)
-        if attends:
-            self.qkv, self.project = Weighted(out, 3 * out, 1), Weighted(out, out, 1)
-
-    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
-        if self.resample == "down":
-            x = F.avg_pool2d(x, 2)
-        elif self.resample == "up":
-            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
-        if not self.decodes:
-            x = normalised(self.skip(x), 1)
-        y = self.first(silu(x)) * (self.told(cond, self.gain) + 1)[:, :, None, None]
-        y = self.second(self.dropout(silu(y)))
-        x = mixed(self.skip(x) if self.decodes else x, y, 0.3)
-        if self.attends:
-            x = mixed(x, self._attend(x), 0.3)
-        return x.clamp(-256, 256)
-
-    def _attend(self, x: Tensor) -> Tensor:
-        """Cosine attention: queries, keys and values have unit magnitude at every place."""
-        qkv = self.qkv(x).reshape(len(x), self.attends, -1, 3, x.shape[2] * x.shape[3])
-        q, k, v = normalised(qkv, 2).transpose(2, 4).unbind(3)
-        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape))
 
 
 class EDM2UNet(nn.Module):
     """net(x, s, t, label) for images: the magnitude-preserving U-Net, without biases or learned norms.
 
     Every operation keeps unit variance; weights have unit norm and are put back to it after each step, so that the
-    learning rate alone says how far they turn: decay it as 1 / sqrt(steps). The output is zero at the start.
+    learning rate alone says how far they turn: decay it as 1 / sqrt(steps). The output is zero at the start. All this
+    but for the embedding of conditions, whose weights and biases are free, and whose result is normalised.
 
     Args:
         shape: of one image, (C, H, W), of unit variance: use the map "preconditioned".
@@ -71,7 +35,8 @@ class EDM2UNet(nn.Module):
     Source: Karras, Aittala, Lehtinen, Hellsten, Aila & Laine, Analyzing and improving the training dynamics of
         diffusion models, 2023, arXiv:2312.02696, configuration G, Figure 21 of Appendix B.
     Differs: two times, in place of the logarithm of the noise; conditions are embedded as in the other networks here
-        and then normalised, and no condition has an embedding of its own, which is zero there; weights are put back
+        and then normalised, where the release has a layer of unit weights without bias on one-hot labels, and no
+        condition has an embedding of its own, which is zero there; weights are put back
         after a step, there before an evaluation, which makes no difference to what is computed.
     """
 
@@ -97,20 +62,20 @@ class EDM2UNet(nn.Module):
         for level, size in enumerate(sizes):
             heads = size // head if attends[level] else 0
             if level:
-                self.down.append(_Block(now, now, told, dropout, decodes=False, resample="down"))
+                self.down.append(Block(now, now, told, dropout, decodes=False, resample="down"))
                 stack.append(now)
             for _ in range(blocks):
-                self.down.append(_Block(now, size, told, dropout, decodes=False, attends=heads))
+                self.down.append(Block(now, size, told, dropout, decodes=False, attends=heads))
                 stack.append(now := size)
-        self.up.append(_Block(now, now, told, dropout, decodes=True, attends=max(1, now // head)))
-        self.up.append(_Block(now, now, told, dropout, decodes=True))
+        self.up.append(Block(now, now, told, dropout, decodes=True, attends=max(1, now // head)))
+        self.up.append(Block(now, now, told, dropout, decodes=True))
         for level, size in reversed(list(enumerate(sizes))):
             heads = size // head if attends[level] else 0
             if level < len(sizes) - 1:
-                self.up.append(_Block(now, now, told, dropout, decodes=True, resample="up"))
+                self.up.append(Block(now, now, told, dropout, decodes=True, resample="up"))
             for _ in range(blocks + 1):
                 wide = now + stack.pop()
-                self.up.append(_Block(wide, size, told, dropout, decodes=True, attends=heads, joins=True))
+                self.up.append(Block(wide, size, told, dropout, decodes=True, attends=heads, joins=True))
                 now = size
         self.leave, self.gain = Weighted(now, channels * outputs, 3), nn.Parameter(torch.zeros([]))
         self.outputs = outputs
@@ -118,6 +83,10 @@ class EDM2UNet(nn.Module):
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
         return self.body(x, [self.embed(s, t, cond)] * (self.depth + 1))
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and what the block of that number, from 1 to `depth`, has made of it: [B, places, channels]."""
+        return image_features(self, x, s, t, cond, block)
 
     def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """What the blocks are told of times [B] and condition: [B, width of the widest]."""
@@ -128,15 +97,20 @@ class EDM2UNet(nn.Module):
         """Number of blocks."""
         return len(self.down) + len(self.up)
 
-    def body(self, x: Tensor, told: Sequence[Tensor]) -> Tensor:
-        """The network with what each block is told: the first `depth` of these, from first to last."""
-        c = iter(told)
+    def body(self, x: Tensor, told: Sequence[Tensor], kept: list[Tensor] | None = None) -> Tensor:
+        """The network with what each block is told: the first `depth` of these, from first to last.
+
+        What each block makes of the state is appended to `kept`, if that is given.
+        """
+        c, kept = iter(told), [] if kept is None else kept
         skips = [self.enter(torch.cat([x, torch.ones_like(x[:, :1])], 1))]
         for block in self.down:
             skips.append(block(skips[-1], next(c)))
+        kept.extend(skips[1:])
         h = skips[-1]
         for block in self.up:
             h = block(beside(h, skips.pop()) if block.joins else h, next(c))
+            kept.append(h)
         y = self.leave(h, self.gain)
         return y if self.outputs == 1 else y.reshape(len(y), self.outputs, -1, *y.shape[2:])
 

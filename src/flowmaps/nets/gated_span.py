@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.flow_map import net_with_features
+
 __all__ = ["GatedSpan"]
 
 
@@ -47,6 +49,10 @@ class GatedSpan(nn.Module):
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, *], s [B], t [B], condition -> [B, *]."""
         return self.net(x, s, t, cond)
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and the features of a block of the network inside."""
+        return net_with_features(self.net, x, s, t, cond, block)
 
     def null_condition(self, batch: int) -> Any:
         """That of the network inside."""

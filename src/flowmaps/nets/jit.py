@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_block
 from ._embedding import Condition, TwoTimes
 from ._transformer import Block, Leave, patched, places, rotations, to_image, to_tokens
 
@@ -62,6 +63,16 @@ class JiT(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
+        return self._run(x, s, t, cond, [])
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and the image's tokens [B, places, width] after the block of that number, from 1 on."""
+        check_block(block, len(self.blocks))
+        kept: list[Tensor] = []
+        return self._run(x, s, t, cond, kept), kept[block - 1]
+
+    def _run(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, kept: list[Tensor]) -> Tensor:
+        """The result; the image's tokens after each block are appended to `kept`."""
         label = self.labels(cond, len(x))
         c = F.silu(self.times(s, t) + label)[:, None]
         h = self.enter(to_tokens(x, self.patch)) + self.place
@@ -70,7 +81,8 @@ class JiT(nn.Module):
             if self.context is not None and i == self.start:
                 h = torch.cat([self.context + label[:, None], h], 1)
             h = block(h, c, self.rotation[:, -h.shape[1] :])
-        return to_image(self.leave(h[:, -patches:], c), self.patch, self.grid, self.outputs)
+            kept.append(h[:, -patches:])
+        return to_image(self.leave(kept[-1], c), self.patch, self.grid, self.outputs)
 
     def null_condition(self, batch: int) -> Tensor:
         """The null label, or the text of no words, for a batch."""

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_block
 from ._embedding import Condition, TwoTimes
 from ._transformer import Block, Leave, apart, joined, patched, places, to_image, to_tokens, zero_linear
 
@@ -92,6 +93,16 @@ class MMDiT(nn.Module):
 
     def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
+        return self._run(x, s, t, cond, [])
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and the image's tokens [B, places, width] after the block of that number, from 1 on."""
+        check_block(block, len(self.blocks))
+        kept: list[Tensor] = []
+        return self._run(x, s, t, cond, kept), kept[block - 1]
+
+    def _run(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, kept: list[Tensor]) -> Tensor:
+        """The result; the image's tokens after each block are appended to `kept`."""
         c = F.silu(self.times(s, t) + self.labels(cond, len(x)))[:, None]
         words, said = self.labels.tokens(cond, len(x))
         h, y, mask = self.enter(to_tokens(x, self.patch)) + self.place, words, None
@@ -99,6 +110,7 @@ class MMDiT(nn.Module):
             mask = torch.cat([said.new_ones(h.shape[:2]), said], 1)[:, None, None]
         for block in self.blocks:
             h, y = block(h, y, c, mask)
+            kept.append(h)
         return to_image(self.leave(h, c), self.patch, self.grid, self.outputs)
 
     def null_condition(self, batch: int) -> Tensor:

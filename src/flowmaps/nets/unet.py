@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._convolutional import Attention, Residual, group_norm
+from ._convolutional import Attention, Residual, group_norm, image_features
 from ._embedding import Condition, TwoTimes
 
 __all__ = ["UNet"]
@@ -77,9 +77,7 @@ class UNet(nn.Module):
 
     def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
         """The result, and what the block of that number, from 1 to `depth`, has made of it: [B, places, channels]."""
-        kept: list[Tensor] = []
-        y = self.body(x, [self.embed(s, t, cond)] * (self.depth + 1), kept)
-        return y, kept[block - 1].flatten(2).transpose(1, 2)
+        return image_features(self, x, s, t, cond, block)
 
     def embed(self, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """What the blocks are told of times [B] and condition: [B, 4 width]."""

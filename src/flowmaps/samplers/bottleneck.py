@@ -49,6 +49,8 @@ class Bottleneck:
         and predict the data from there.
     """
 
+    needs_gaussian = True
+
     sampler: Sampler = Euler()
     steps: Sequence[int] = (4, 12, 5)
     scales: Sequence[float] = (1.0, 0.5, 1.0)

@@ -35,6 +35,8 @@ class Corrected:
         depend on its neighbours.
     """
 
+    needs_gaussian = True
+
     sampler: Sampler = Jump()
     size: float = 0.1
     steps: int = 1

@@ -51,6 +51,11 @@ class DPMSolverPP:
         """Of the law of the samples, with noise."""
         return min(self.order, 2)
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """With fresh noise, which takes the place of the source."""
+        return self.eta > 0
+
     def __call__(
         self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: History | None = None,
         generator: Random = None,

@@ -55,6 +55,11 @@ class EDMStochastic:
         """Of convergence, if nothing is random."""
         return 2 if self.churn == 0 else None
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """With fresh noise, which takes the place of the source."""
+        return self.churn > 0
+
     def __call__(
         self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Any = None,
         generator: Random = None,

@@ -59,6 +59,11 @@ class EulerMaruyama:
         if self.noise < 0:
             raise ValueError(f"noise must be at least 0; got {self.noise}.")
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """With noise, which the score makes up for; a head for the noise of the path gives that by itself."""
+        return self.noise > 0 and not self.interpolant.latent
+
     def __call__(
         self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Any = None,
         generator: Random = None,

@@ -48,6 +48,11 @@ class Gamma:
         if self.rule == "released" and not isinstance(self.interpolant, Linear):
             raise ValueError(f"the released rule needs the linear path; got {self.interpolant}. Use rule='exact'.")
 
+    @property
+    def needs_gaussian(self) -> bool:
+        """With fresh noise, which takes the place of the source."""
+        return self.gamma > 0
+
     def __call__(
         self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Any = None,
         generator: Random = None,

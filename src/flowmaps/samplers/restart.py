@@ -28,6 +28,8 @@ class Restart:
     Source: Song, Dhariwal, Chen & Sutskever, Consistency models, 2023, arXiv:2303.01469, Algorithm 1.
     """
 
+    needs_gaussian = True
+
     interpolant: Interpolant = Linear()
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.times import TimeLaw, Uniform
+from ..core.times import TimeLaw, Uniform, refuse_learning
 
 __all__ = ["BoundaryMixed"]
 
@@ -36,6 +36,7 @@ class BoundaryMixed(TimeLaw):
                 "start and end must be >= 0 with a sum below 1, and width lie in [0, 0.5); got "
                 f"{self.start}, {self.end} and {self.width}."
             )
+        refuse_learning(self.times, "a mixture")
 
     def _between(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """The mass of the law below the inner interval, and in it."""

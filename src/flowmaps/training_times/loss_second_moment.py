@@ -15,8 +15,8 @@ class LossSecondMoment(TimeLaw, nn.Module):
     [0, 1] is cut into bins, each of which remembers its latest losses; inside a bin the law is uniform. It is uniform
     everywhere until every bin has its memory full.
 
-    Flow matching, also as a part of another loss, tells the law its losses, those of all processes; elsewhere it stays
-    uniform.
+    Flow matching, also as a part of another loss, and other regressions of one time tell the law their losses, those of
+    all processes; in other losses it would stay uniform, and a run refuses it.
 
     Args:
         bins: number of bins.
@@ -63,6 +63,14 @@ class LossSecondMoment(TimeLaw, nn.Module):
     def cumulative(self, t: Tensor) -> Tensor:
         mass, i = self.mass(), self._bin(t)
         return (self._below(mass)[i] + mass[i] * (t * self.bins - i)).to(t.dtype)
+
+    @property
+    def learns(self) -> bool:
+        return True
+
+    @property
+    def heard(self) -> bool:
+        return bool(self.seen.any())
 
     def reweighted(self, t: Tensor, loss: Tensor) -> Tensor:
         fair = loss / self.density(t)

@@ -42,6 +42,13 @@ class Segment(TimeLaw):
     def cumulative(self, t: Tensor) -> Tensor:
         return self.times.cumulative(t)
 
+    @property
+    def learns(self) -> bool:
+        return self.times.learns
+
+    def reweighted(self, t: Tensor, loss: Tensor) -> Tensor:
+        return self.times.reweighted(t, loss)
+
     def __call__(self, n: int, like: Tensor, generator: Random = None) -> Tensor:
         u = uniform((n, 2), like, generator)
         # A random first segment: where n is no multiple of M, none gets more than its share on average.

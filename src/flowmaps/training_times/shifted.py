@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..core.times import TimeLaw, Uniform
+from ..core.times import TimeLaw, Uniform, refuse_learning
 
 __all__ = ["Shifted"]
 
@@ -32,6 +32,7 @@ class Shifted(TimeLaw):
     def __post_init__(self) -> None:
         if self.shift <= 0:
             raise ValueError(f"shift must be > 0; got {self.shift}.")
+        refuse_learning(self.times, "a shifted law")
 
     def quantile(self, u: Tensor) -> Tensor:
         t = self.times.quantile(u)

@@ -32,6 +32,8 @@ class PlugIn:
         same condition, which the released code leaves to the batch.
     """
 
+    needs_gaussian = True
+
     share: float = 0.5
     interpolant: Interpolant = Linear()
 
