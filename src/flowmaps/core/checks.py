@@ -17,6 +17,16 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}.")
 
 
+def check_image(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape (C, H, W) that a network of images is given; raise ValueError if it is another."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"this network must have images, of shape (C, H, W); got {tuple(shape)}. Set net=mlp, which takes any."
+        )
+    channels, height, side = shape
+    return channels, height, side
+
+
 def check_device(name: str) -> None:
     """Raise ValueError unless this machine has a device of that name, and numbers on it."""
     try:
