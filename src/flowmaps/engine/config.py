@@ -55,7 +55,7 @@ DEFAULTS: Config = {
     "workers": 0,  # processes that read data
     "save": {"every": 0, "keep": 2},  # images between checkpoints (0: a tenth of the run), and how many stay
     "evaluate": True,  # measure the finished flow
-    "sample": {"sampler": "jump", "steps": [1, 2, 4, 8], "guidance": 1.0},
+    "sample": {"sampler": "jump", "steps": [1, 2, 4, 8], "guidance": 1.0},  # of pictures, figures and the evaluation
 }
 _TYPES = {"teacher": (str, dict), "clip": (int, float), "condition_dropout": (int, float)}
 _PARTS = ("data", "space", "interpolant", "coupling", "condition", "net", "map", "loss")
