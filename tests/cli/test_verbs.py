@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,18 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import flowmaps
-from flowmaps.build import kinds, names
+from flowmaps.build import KINDS, find, kinds, names, resolve
 from flowmaps.cli import sampling
 from flowmaps.cli.__main__ import app, main
-from flowmaps.engine.config import find_recipe, override, read_config, recipe_names
+from flowmaps.engine.config import (
+    DEFAULTS,
+    find_recipe,
+    override,
+    read_config,
+    recipe_names,
+    resolve_config,
+    tomllib,
+)
 
 TINY = [
     "images=640", "batch=32", "net.width=16", "net.depth=2", "save.every=320", "device=cpu", "sample.steps=[1, 2]",
@@ -298,6 +307,22 @@ def test_list_show_cite(tmp_path):
     assert "data/digits" in flow("show", "data/digits")
     assert "arXiv:2505.18825" in flow("cite", "digits")
     assert "no match" not in flow("cite", "digits_distill")
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_show_prints_the_whole_table_to_paste(kind):
+    """In TOML, and every option once: with its default, or as one that the run gives, or that is open."""
+    for name in names(kind):
+        text = re.split(r"\n\n(?=(?:\[\w+\]\n)?name = )", inside("show", f"{kind}/{name}"), maxsplit=1)[1]
+        table = tomllib.loads(text)
+        part = [key for key in DEFAULTS if KINDS.get(key) == kind]
+        table = table[part[0]] if part else table
+        assert table == resolve(kind, name)
+        rest = re.findall(r"^# (?:given by the run|to be given|nothing unless given): (.+)$", text, re.MULTILINE)
+        options = [*table, *", ".join(rest).split(", ")] if rest else [*table]
+        assert sorted(options) == sorted(["name", *signature(find(kind, name)).parameters])
+        if part:
+            assert resolve_config({part[0]: table})[part[0]] == table
 
 
 def test_cite_a_run(run):
