@@ -22,7 +22,7 @@ def _options(
 
 
 for verb in (
-    training.train, training.distill, training.autoencoder, sampling.sample, sampling.evaluate,
+    training.train, training.distill, training.autoencoder, training.prepare, sampling.sample, sampling.evaluate,
     describing.list_methods, describing.show, describing.cite, checking.doctor, benchmarking.bench,
 ):  # fmt: skip
     app.command("list" if verb is describing.list_methods else None)(verb)

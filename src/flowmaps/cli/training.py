@@ -1,4 +1,4 @@
-"""Verbs that make a run, or what a run needs: train, distill, autoencoder."""
+"""Verbs that make a run, or what a run needs: train, distill, autoencoder, prepare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,6 +72,27 @@ def autoencoder(
     config = override(read_config(find_recipe(words[0])), words[1:])
     error = train_autoencoder(config, images=images, batch=batch, lr=lr, quiet=quiet)
     print(f"file    {config['space']['autoencoder']['path']}\nerror   {error:.4f} (root mean square, held-out data)")
+
+
+def prepare(
+    recipe: Overrides = None,
+    n: Annotated[int, typer.Option("--n", help="Number of pairs, for reflow; as many as data if left out.")] = 0,
+    steps: Annotated[int, typer.Option(help="Of the fit, for semidiscrete_ot; more data need more.")] = 2000,
+    guidance: Annotated[str, typer.Option(help="Of the teacher, for reflow; as for sample.")] = "1",
+) -> None:
+    """Write the file that a recipe's coupling is made from, coupling.stored; or measure what it must be told."""
+    from ..engine.config import find_recipe, override, read_config, read_value
+    from ..engine.prepare import prepare_coupling
+
+    words = recipe or []
+    if not words or "=" in words[0]:
+        raise typer.BadParameter("RECIPE must be given, with a coupling: digits coupling.name=reflow, and the rest.")
+    if n < 0 or steps < 1:
+        raise typer.BadParameter(f"--n must be at least 0 and --steps at least 1; got {n} and {steps}.")
+    config = override(read_config(find_recipe(words[0])), words[1:])
+    said = prepare_coupling(config, n=n, steps=steps, guidance=read_value(guidance))
+    file = config["coupling"].get("stored") if isinstance(config["coupling"], dict) else None
+    print(f"file    {file}\n{said}" if file else said)
 
 
 def _start(
