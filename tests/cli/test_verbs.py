@@ -58,6 +58,7 @@ def inside(*words):
 def refused(monkeypatch, capsys, tmp_path):
     """What the command line says of words that it refuses, in one line, and its exit code; in this process too."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
     def call(*words):
         monkeypatch.setattr(sys, "argv", ["flowmaps", *map(str, words)])
@@ -81,7 +82,19 @@ def test_help_is_complete_and_quick():
     began = time.perf_counter()
     text = flow("--help")
     assert time.perf_counter() - began < 2  # 0.5 s is the promise, tested apart; here machines may be busy
-    for verb in ("train", "distill", "autoencoder", "sample", "evaluate", "list", "show", "cite", "doctor", "--debug"):
+    for verb in (
+        "train",
+        "distill",
+        "autoencoder",
+        "prepare",
+        "sample",
+        "evaluate",
+        "list",
+        "show",
+        "cite",
+        "doctor",
+        "--debug",
+    ):
         assert verb in text
     assert "--dry-run" in flow("train", "--help")
 
@@ -400,6 +413,8 @@ def test_what_is_given_is_refused_with_the_fix(words, message, refused):
         (["train"], "RECIPE must be given. Recipes: checkerboard"),
         (["distill", "/none"], "RECIPE must be given after TEACHER"),
         (["autoencoder"], "RECIPE must be given: one whose space is latent"),
+        (["prepare"], "RECIPE must be given, with a coupling"),
+        (["prepare", "digits", "--steps", "0"], "--n must be at least 0 and --steps at least 1; got 0 and 0"),
         (["train", "--resume", "/none", "--out", "x"], "--out and --resume exclude each other"),
         (["sample", "/none", "--steps", "1,x"], "--steps must be whole numbers from 1"),
         (["sample", "/none", "--share", "0.9"], "--share must come with a --tolerance; got 0.9 alone"),
@@ -551,6 +566,16 @@ def test_samples_that_are_no_numbers_are_counted(run, tmp_path, monkeypatch, cap
 def test_wrong_use_of_the_parser(tmp_path):
     assert "No such option" in flow("sample", "x", "--stepz", "1", code=2)
     assert "sampel" in flow("sampel", code=2)
+
+
+def test_modules_of_ones_own_are_looked_for_here(tmp_path):
+    """Also by the script that an installation makes, which lies elsewhere."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "flowmaps_script.py").write_text("from flowmaps.cli.__main__ import main\nmain()")
+    (tmp_path / "mine.py").write_text("def coupling():\n    raise ValueError('found')")
+    command = [sys.executable, "bin/flowmaps_script.py", "train", "digits", "coupling=mine:coupling", "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "error: found"
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -32,6 +32,8 @@ def main() -> None:
     """Run a verb. Exit codes: 0 done, 1 refused or failed, 2 a command line that cannot be read, from the parser."""
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # for "my_module:MyLoss"; `python -m` looks here, a script looks where it lies itself
     try:
         app(args=arguments, prog_name="flowmaps")
     except SystemExit as stop:
