@@ -123,6 +123,13 @@ def test_the_resolved_table_of_a_loss_builds_the_loss(name):
         assert mine == other or (isinstance(mine, nn.Module) and type(mine) is type(other)), field.name
 
 
+@pytest.mark.parametrize("name", ["balanced", "representation_alignment"])
+def test_a_loss_around_another_is_on_the_path_of_the_run(name):
+    path = Trigonometric()
+    needed = {"encoder": lambda x: x, "channels": 1, "dimension": 1} if name == "representation_alignment" else {}
+    assert build("losses", resolve("losses", name) | needed, interpolant=path).loss.interpolant == path
+
+
 def test_your_own_loss_in_twenty_lines(tmp_path, monkeypatch):
     assert len([line for line in MINE.strip().splitlines() if line.strip()]) <= 20
     (tmp_path / "mine_in_test.py").write_text(MINE)

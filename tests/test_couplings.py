@@ -213,16 +213,22 @@ def test_semidiscrete_ot_on_a_line_cuts_the_normal_into_equal_parts(tmp_path):
 
 def test_semidiscrete_ot_says_what_is_wrong(tmp_path):
     file = str(tmp_path / "g.pt")
-    with pytest.raises(ValueError, match="Write one with stored_potentials"):
+    with pytest.raises(
+        ValueError,
+        match=r"got none. Write one with .* in Python with flowmaps.couplings.semidiscrete_ot.stored_potentials",
+    ):
         build("couplings", "semidiscrete_ot")(torch.zeros(2, 3))
     with pytest.raises(
-        ValueError, match="stored must name a file; there is none at .*/no.pt. Write one with stored_pot"
+        ValueError, match="stored must name a file; there is none at .*/no.pt. Write one with `flowmaps prepare`"
     ):
         SemidiscreteOT(str(tmp_path / "no.pt"))(torch.zeros(2, 3))
     (tmp_path / "text").write_text("no tensors")
     torch.save({"axes": torch.zeros(3)}, tmp_path / "axes.pt")
     for name, message in (("text", "cannot be read"), ("axes.pt", "holds axes")):
-        with pytest.raises(ValueError, match=f"stored must be a file that stored_potentials wrote; .*{name} {message}"):
+        with pytest.raises(
+            ValueError,
+            match=f"must be a file that flowmaps.couplings.semidiscrete_ot.stored_potentials wrote; .*{name} {message}",
+        ):
             SemidiscreteOT(str(tmp_path / name))(torch.zeros(2, 3))
     assert_standard_normal(build("couplings", "semidiscrete_ot").source((4000, 2), torch.empty(0), generator=stream()))
     stored_potentials(file, torch.randn(4, 3, generator=stream()), torch.arange(4) % 2, steps=1, generator=stream())

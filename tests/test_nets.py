@@ -199,6 +199,12 @@ def test_mlp_takes_any_shape():
     assert math.prod(made.shape) == 5
 
 
+@pytest.mark.parametrize("name", ZERO)
+def test_networks_of_images_say_which_takes_points(name):
+    with pytest.raises(ValueError, match=r"must have images, of shape \(C, H, W\); got \(2,\). Set net=mlp"):
+        fresh(name, shape=(2,))
+
+
 def test_mlp_with_waves_of_the_state_sees_sharp_edges():
     """Fits a step function of x far better than without; 40 waves of sd 20 resolve what layers alone smooth."""
     x = torch.rand(512, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1

@@ -157,11 +157,11 @@ def _default(cls: Any, key: str, value: Any) -> Any:
 
 
 def _described(kind: str, value: Any) -> dict[str, Any] | None:
-    """The table of an object that stands as a default: the method of its kind whose class it is."""
+    """The table of an object that stands as a default, the method of its kind whose class it is; context left open."""
     for name in names(kind):
         cls = find(kind, name)
         if cls is type(value):
-            options = {key: getattr(value, key, None) for key in signature(cls).parameters}
+            options = {key: getattr(value, key, None) for key in signature(cls).parameters if key not in CONTEXT}
             plain = {k: v for k, v in options.items() if isinstance(v, (int, float, str, tuple))}
             inner = {k: _described(KINDS[k], v) for k, v in options.items() if k in KINDS and k not in plain}
             return resolve(kind, {"name": name} | plain | {k: v for k, v in inner.items() if v is not None})

@@ -32,7 +32,12 @@ def citations(config: Mapping[str, Any]) -> dict[str, str]:
                 found[f"{KINDS[key]}/{value['name']}"] = source
             found |= citations({k: v for k, v in value.items() if k != "name"})
         elif key == "sample" and isinstance(value, Mapping):
-            found |= citations({"sampler": {"name": value["sampler"]}})
+            found |= citations(_tables({k: value[k] for k in ("sampler", "guidance")}))
         elif key == "teacher" and isinstance(value, Mapping):
-            found |= citations({k: {"name": v} if isinstance(v, str) else v for k, v in value.items()})
+            found |= citations(_tables(value))
     return found
+
+
+def _tables(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Names as tables."""
+    return {k: {"name": v} if isinstance(v, str) else v for k, v in options.items()}

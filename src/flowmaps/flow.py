@@ -287,9 +287,9 @@ class Flow:
             or int(given.min()) < 0
             or int(given.max()) > self.classes
         ):
+            got = f"{given[0]:g}" if len(given) == 1 else f"{len(given)}, from {given.min():g} to {given.max():g}"
             raise ValueError(
-                f"label must be one class, or {n} of them, from 0 to {self.classes - 1} ({self.classes} for none); got "
-                f"{len(given)}, from {given.min():g} to {given.max():g}."
+                f"label must be one class, or {n}, from 0 to {self.classes - 1} ({self.classes} for none); got {got}."
             )
         return given.expand(n)
 

@@ -109,16 +109,16 @@ def test_overrides():
     ("options", "message"),
     [
         ({"imgaes": 3}, "a run has no option 'imgaes'. Did you mean 'images'"),
-        ({"images": "many"}, "images must be int; got 'many'"),
+        ({"images": "many"}, "images must be a whole number; got 'many'"),
         ({"images": 0}, "images must be a whole number, at least 1; got 0"),
-        ({"batch": True}, "batch must be int; got True"),
+        ({"batch": True}, "batch must be a whole number; got True"),
         ({"precision": "half"}, "precision must be one of 'float32', 'bfloat16'; got 'half'"),
         ({"save": {"evry": 3}}, "save has no option 'evry'. Options: every, keep"),
         ({"schedule": {"hold": 2}}, "schedule.hold must lie between 0 and 1"),
         ({"ema": {"halflive": 2}}, "EMA has no option 'halflive'. Did you mean 'halflife'"),
         ({"loss": {"name": "lds"}}, "no losses named 'lds'. Did you mean 'lsd'"),
-        ({"net": 3}, "net must be str or dict; got 3"),
         ({"loss": "feature_residual"}, "'feature_residual' goes on from a trained network; from_teacher is false. Set"),
+        ({"net": 3}, "net must be a name or a table; got 3"),
     ],
 )
 def test_wrong_options(options, message):
@@ -425,7 +425,7 @@ def test_a_run_with_told_guidance(tmp_path, monkeypatch):
     """From a configuration to samples of the loaded run; a network that cannot be told says what to set."""
     loss = {"name": "lsd", "velocity": {"name": "guided_as_told", "highest": 3.0}}
     net = {"name": "mlp", "width": 16, "depth": 2}
-    with pytest.raises(ValueError, match=r"Name them in net\.numbers"):
+    with pytest.raises(ValueError, match=r"Name it in net\.numbers"):
         train_quickly(small(loss=loss, net=net), tmp_path / "untold", monkeypatch)
     train_quickly(small(loss=loss, net={**net, "numbers": ["guidance"]}), tmp_path / "run", monkeypatch)
     flow = load(tmp_path / "run", weights="weights")

@@ -163,6 +163,9 @@ def test_noise_gap_is_one_over_the_gap():
     s, t = torch.tensor([0.0, 0.25, 0.5]), torch.tensor([0.1, 0.5, 1.0])
     assert (weighting(torch.ones(3), s, t) - 1 / torch.tensor([80 - 9.0, 2.0, 1.0])).abs().max() < 1e-12
     assert weighting(torch.zeros(1), s[:1], s[:1]).item() == 0
+    gap = torch.tensor([1e-2, 1e-3, 1e-5, 0.0])  # below 1e-4 a weight does not grow any more
+    weight = weighting(torch.ones(4), 1 / (2 + gap), torch.full((4,), 0.5))
+    assert (weight * gap.clamp_min(1e-4) - 1).abs().max() < 1e-9
 
 
 def test_consistency_training_refuses_latent_noise():

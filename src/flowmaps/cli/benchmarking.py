@@ -27,9 +27,9 @@ def bench(
 ) -> None:
     """Measure methods side by side: CSV, a table to read, and a plot."""
     if name not in BENCHMARKS:
-        raise ValueError(f"NAME must be one of {', '.join(BENCHMARKS)}; got {name!r}.")
+        raise typer.BadParameter(f"NAME must be one of {', '.join(BENCHMARKS)}; got {name!r}.")
     if seeds < 1 or images < 0 or seconds < 0:
-        raise ValueError(
+        raise typer.BadParameter(
             f"--seeds must be at least 1, --seconds and --images above 0; got {seeds}, {seconds} and {images}."
         )
     asked, chosen = ([word for word in text.split(",") if word] for text in (methods, data))

@@ -40,7 +40,7 @@ def list_methods(
 
 
 def show(name: Annotated[str, typer.Argument(help="A method, kind/method, or recipe.")]) -> None:
-    """Show a method: docstring, options with their defaults, and file; or a recipe."""
+    """Show a method: docstring, its table with all defaults, to be pasted, and file; or a recipe."""
     from ..build import find, kinds, names
     from ..engine.config import find_recipe, recipe_names
 
@@ -63,11 +63,8 @@ def show(name: Annotated[str, typer.Argument(help="A method, kind/method, or rec
         raise ValueError(f"NAME must be a method or a recipe; there is no {name!r}.{hint} See `flowmaps list`.")
     for kind in found:
         thing = find(kind, method)
-        print(f"{kind}/{method}\n\n{inspect.getdoc(thing)}\n\nOptions:")
-        for key, parameter in inspect.signature(thing).parameters.items():
-            default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
-            print(f"  {key}{default}")
-        print(f"File: {inspect.getsourcefile(thing)}\n")
+        print(f"{kind}/{method}\n\n{inspect.getdoc(thing)}\n\n{_defaults(kind, method)}")
+        print(f"# File: {inspect.getsourcefile(thing)}\n")
 
 
 def cite(source: Annotated[str, typer.Argument(help="Run folder, TOML file or recipe.")]) -> None:
@@ -78,6 +75,23 @@ def cite(source: Annotated[str, typer.Argument(help="Run folder, TOML file or re
     path = Path(source) / "run.toml" if Path(source).is_dir() else find_recipe(source)
     for method, reference in citations(resolve_config(read_config(path))).items():
         print(f"{method}\n    {reference}")
+
+
+def _defaults(kind: str, method: str) -> str:
+    """The table of a method as TOML, and as comments the options that have no place in it."""
+    from ..build import CONTEXT, KINDS, find, resolve
+    from ..engine.config import DEFAULTS, write_config
+
+    table = resolve(kind, method)
+    part = [key for key in DEFAULTS if KINDS.get(key) == kind]  # a table of a run; others stand inside of one
+    lines = [write_config({part[0]: table} if part else table)]
+    open_ = {k: p for k, p in inspect.signature(find(kind, method)).parameters.items() if k not in table}
+    run = [k for k in open_ if k in CONTEXT]
+    needed = [k for k, p in open_.items() if p.default is p.empty and k not in run]
+    rest = [k for k in open_ if k not in run + needed]
+    for what, keys in (("given by the run", run), ("to be given", needed), ("nothing unless given", rest)):
+        lines += [f"\n# {what}: {', '.join(keys)}"] if keys else []
+    return "".join(lines)
 
 
 def _recipe_title(name: str) -> str:

@@ -43,11 +43,13 @@ def sample(
     """Draw samples: one picture with a block per number of steps, and the arrays if wanted."""
     numbers = step_numbers(steps)
     if tolerance < 0:
-        raise ValueError(f"--tolerance must be positive, or 0 to take --steps; got {tolerance}.")
+        raise typer.BadParameter(f"--tolerance must be positive, or 0 to take --steps; got {tolerance}.")
     if share and not tolerance:
-        raise ValueError(f"--share must come with a --tolerance; got {share} alone.")
+        raise typer.BadParameter(f"--share must come with a --tolerance; got {share} alone.")
     if tolerance and (steps, sampler, grid) != (STEPS, "jump", "uniform"):
-        raise ValueError("--tolerance chooses steps, sampler and grid itself; leave --steps, --sampler and --grid out.")
+        raise typer.BadParameter(
+            "--tolerance chooses steps, sampler and grid itself; leave --steps, --sampler and --grid out."
+        )
     _writable(out, ".png")
     if raw is not None:
         _writable(raw, ".npz")
@@ -180,7 +182,9 @@ def step_numbers(text: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise ValueError(f"--steps must be whole numbers from 1, separated by commas, for example 1,2,4; got {text!r}.")
+        raise typer.BadParameter(
+            f"--steps must be whole numbers from 1, separated by commas, for example 1,2,4; got {text!r}."
+        )
     return numbers
 
 

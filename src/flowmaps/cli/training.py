@@ -1,4 +1,4 @@
-"""Verbs that make a run, or what a run needs: train, distill, autoencoder."""
+"""Verbs that make a run, or what a run needs: train, distill, autoencoder, prepare."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,7 +28,9 @@ def train(
     elif not words or "=" in words[0]:
         from ..engine.config import recipe_names
 
-        raise ValueError(f"RECIPE must be given. Recipes: {', '.join(recipe_names())}; or a file that ends in .toml.")
+        raise typer.BadParameter(
+            f"RECIPE must be given. Recipes: {', '.join(recipe_names())}; or a file that ends in .toml."
+        )
     else:
         _start(words[0], words[1:], {}, out, dry_run, quiet)
 
@@ -43,11 +45,11 @@ def distill(
     """Train a flow map from a teacher. Continue one with `flowmaps train --resume`."""
     words = recipe or []
     if not words or "=" in words[0]:
-        raise ValueError(
+        raise typer.BadParameter(
             "RECIPE must be given after TEACHER, for example: flowmaps distill runs/teacher digits_distill"
         )
     if any(word.startswith("teacher=") for word in words):
-        raise ValueError("TEACHER is given already, before RECIPE; leave teacher= out.")
+        raise typer.BadParameter("TEACHER is given already, before RECIPE; leave teacher= out.")
     _start(words[0], words[1:], {"teacher": str(teacher.resolve())}, out, dry_run, quiet)
 
 
@@ -64,10 +66,33 @@ def autoencoder(
 
     words = recipe or []
     if not words or "=" in words[0]:
-        raise ValueError("RECIPE must be given: one whose space is latent, or any with space.name=latent and the rest.")
+        raise typer.BadParameter(
+            "RECIPE must be given: one whose space is latent, or any with space.name=latent and the rest."
+        )
     config = override(read_config(find_recipe(words[0])), words[1:])
     error = train_autoencoder(config, images=images, batch=batch, lr=lr, quiet=quiet)
     print(f"file    {config['space']['autoencoder']['path']}\nerror   {error:.4f} (root mean square, held-out data)")
+
+
+def prepare(
+    recipe: Overrides = None,
+    n: Annotated[int, typer.Option("--n", help="Number of pairs, for reflow; as many as data if left out.")] = 0,
+    steps: Annotated[int, typer.Option(help="Of the fit, for semidiscrete_ot; more data need more.")] = 2000,
+    guidance: Annotated[str, typer.Option(help="Of the teacher, for reflow; as for sample.")] = "1",
+) -> None:
+    """Write the file that a recipe's coupling is made from, coupling.stored; or measure what it must be told."""
+    from ..engine.config import find_recipe, override, read_config, read_value
+    from ..engine.prepare import prepare_coupling
+
+    words = recipe or []
+    if not words or "=" in words[0]:
+        raise typer.BadParameter("RECIPE must be given, with a coupling: digits coupling.name=reflow, and the rest.")
+    if n < 0 or steps < 1:
+        raise typer.BadParameter(f"--n must be at least 0 and --steps at least 1; got {n} and {steps}.")
+    config = override(read_config(find_recipe(words[0])), words[1:])
+    said = prepare_coupling(config, n=n, steps=steps, guidance=read_value(guidance))
+    file = config["coupling"].get("stored") if isinstance(config["coupling"], dict) else None
+    print(f"file    {file}\n{said}" if file else said)
 
 
 def _start(
@@ -94,11 +119,11 @@ def _check(config: dict[str, Any]) -> None:
 
 def _resume(path: Path, overrides: list[str], out: Path | None, dry_run: bool, quiet: bool) -> None:
     from ..engine.checkpoint import find_checkpoint
-    from ..engine.config import ConfigError, override, read_config
+    from ..engine.config import override, read_config
     from ..engine.train import train as run
 
     if out is not None:
-        raise ConfigError("--out and --resume exclude each other; a resumed run goes on in its own folder.")
+        raise typer.BadParameter("--out and --resume exclude each other; a resumed run goes on in its own folder.")
     checkpoint = find_checkpoint(path)
     folder, config = checkpoint.parents[1], override(read_config(checkpoint / "run.toml"), overrides)
     if dry_run:

@@ -23,6 +23,16 @@ def check_block(block: int, depth: int) -> None:
         raise ValueError(f"block must lie between 1 and {depth}, the number of blocks; got {block}.")
 
 
+def check_image(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape (C, H, W) that a network of images is given; raise ValueError if it is another."""
+    if len(shape) != 3:
+        raise ValueError(
+            f"this network must have images, of shape (C, H, W); got {tuple(shape)}. Set net=mlp, which takes any."
+        )
+    channels, height, side = shape
+    return channels, height, side
+
+
 def check_device(name: str) -> None:
     """Raise ValueError unless this machine has a device of that name, and numbers on it."""
     try:

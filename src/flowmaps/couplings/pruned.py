@@ -60,7 +60,7 @@ class Pruned:
         Raises:
             ValueError: if the axes are of another dimension, or leave hardly anything to draw.
         """
-        axes: Tensor = stored(self.stored, "sparse_axes", "axes")["axes"].to(like.device)
+        axes: Tensor = stored(self.stored, sparse_axes, "axes")["axes"].to(like.device)
         if axes.shape[1] != math.prod(shape[1:]):
             raise ValueError(
                 f"axes must have the {math.prod(shape[1:])} dimensions of a state; got {axes.shape[1]} in "

@@ -75,7 +75,7 @@ class Reflow:
         return normal(shape, like, generator)
 
     def _drawn(self, x1: Tensor, generator: Random) -> Pair:
-        every = Pair(**stored(self.stored, "stored_pairs", "x0", "x1", "cond"))
+        every = Pair(**stored(self.stored, stored_pairs, "x0", "x1", "cond"))
         if every.x0.shape[1:] != x1.shape[1:]:
             raise ValueError(
                 f"stored pairs must have the shape of the data, {tuple(x1.shape[1:])}; got "

@@ -47,9 +47,7 @@ class SemidiscreteOT:
         Raises:
             ValueError: if there is no file, its data have another shape, or it lacks the condition of a sample.
         """
-        if not self.stored:
-            raise ValueError("semidiscrete_ot must have a file of potentials. Write one with stored_potentials.")
-        held = stored(self.stored, "stored_potentials", "x1", "potentials", "cond", "within_conditions")
+        held = stored(self.stored, stored_potentials, "x1", "potentials", "cond", "within_conditions")
         y, g = held["x1"], held["potentials"]
         if y.shape[1:] != x1.shape[1:]:
             raise ValueError(

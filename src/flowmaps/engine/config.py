@@ -11,7 +11,7 @@ from typing import Any
 
 import tomli_w
 
-from ..build import KINDS, construct, find, resolve
+from ..build import CONTEXT, KINDS, construct, find, names, resolve
 from ..core.checks import check_choice, check_share
 from .ema import EMA
 from .lora import LoRA
@@ -55,8 +55,12 @@ DEFAULTS: Config = {
     "workers": 0,  # processes that read data
     "save": {"every": 0, "keep": 2},  # images between checkpoints (0: a tenth of the run), and how many stay
     "evaluate": True,  # measure the finished flow
-    "sample": {"sampler": "jump", "steps": [1, 2, 4, 8], "guidance": 1.0},
+    "sample": {"sampler": "jump", "steps": [1, 2, 4, 8], "guidance": 1.0},  # of pictures, figures and the evaluation
 }
+_WORDS: dict[type, str] = {
+    bool: "true or false", int: "a whole number", float: "a number", str: "a name", list: "a list", dict: "a table",
+}  # fmt: skip
+_TABLES: dict[str, Any] = {"schedule": Schedule, "ema": EMA, "lora": LoRA}
 _TYPES = {"teacher": (str, dict), "clip": (int, float), "condition_dropout": (int, float)}
 _PARTS = ("data", "space", "interpolant", "coupling", "condition", "net", "map", "loss")
 
@@ -154,14 +158,16 @@ def resolve_config(config: Mapping[str, Any]) -> Config:
     """
     for key, value in config.items():
         if key not in DEFAULTS:
-            close = get_close_matches(key, DEFAULTS, 1)
+            close = dotted_names(key, config) or get_close_matches(key, DEFAULTS, 1)
             raise ConfigError(
-                f"a run has no option {key!r}." + (f" Did you mean {close[0]!r}?" if close else "") +
+                f"a run has no option {key!r}." + (f" Did you mean {' or '.join(map(repr, close))}?" if close else "") +
                 f" Options: {', '.join(DEFAULTS)}."
             )  # fmt: skip
         wanted = _TYPES.get(key, (str, dict) if key in _PARTS else (type(DEFAULTS[key]),))
         if not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted):
-            raise ConfigError(f"{key} must be {' or '.join(t.__name__ for t in wanted)}; got {value!r}.")
+            raise ConfigError(
+                f"{key} must be {' or '.join(_WORDS[t] for t in wanted)}; got {value!r}.{_fix(key, value, wanted)}"
+            )
     full = copy.deepcopy(DEFAULTS) | copy.deepcopy(dict(config))
     for key in ("save", "sample"):
         unknown = set(full[key]) - set(DEFAULTS[key])
@@ -191,6 +197,29 @@ def resolve_config(config: Mapping[str, Any]) -> Config:
         raise ConfigError(str(error)) from error
     full["save"]["every"] = full["save"]["every"] or max(1, full["images"] // 10)
     return full
+
+
+def dotted_names(key: str, config: Mapping[str, Any]) -> list[str]:
+    """Where an option of that name is among those of a run's parts and tables: "lr" -> ["optimizer.lr"]."""
+    tables: dict[str, Any] = {name: DEFAULTS[name] for name in ("optimizer", "save", "sample")}
+    tables |= {name: signature(cls).parameters for name, cls in _TABLES.items()}
+    for part in _PARTS:
+        given = config.get(part, DEFAULTS[part])
+        name = given.get("name") if isinstance(given, Mapping) else given
+        if name in names(KINDS[part]):
+            tables[part] = signature(find(KINDS[part], name)).parameters
+    return [f"{name}.{key}" for name, options in tables.items() if key in options and key not in CONTEXT]
+
+
+def _fix(key: str, value: Any, wanted: tuple[type, ...]) -> str:
+    """What to write in place of a value of the wrong type."""
+    if wanted == (int,) and isinstance(value, float) and value.is_integer():
+        return f" Write {int(value)}."
+    if wanted == (dict,):
+        example = next(iter([*DEFAULTS[key], *(signature(_TABLES[key]).parameters if key in _TABLES else ())]))
+        value = "torch.optim:Adam" if example == "name" else "..."
+        return f" Set its options, for example {key}.{example}={value}"
+    return ""
 
 
 def _check_values(full: Config) -> None:

@@ -14,6 +14,7 @@ from ..core.types import NoSource
 from ..flow import Flow, load
 from .config import Config, ConfigError, resolve_config, write_config
 from .objects import build_optimizer, build_step, open_data, with_data
+from .trial import check_sampling
 
 TOLERANCE = 1e-3  # of the self-test, relative: a central difference in float64 is good to about 1e-6
 
@@ -34,6 +35,7 @@ def dry_run(config: Config) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(config["seed"])
         flow = Flow.built(config, data.shape, data.classes)
+        check_sampling(config, flow)
         teacher = (
             flow if isinstance(config["teacher"], dict) else load(config["teacher"]) if config["teacher"] else None
         )

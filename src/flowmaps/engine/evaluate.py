@@ -97,17 +97,21 @@ def evaluate_flow(
     }
 
 
-def quality(flow: Flow, train: Dataset, held: Dataset, steps: Sequence[int], sampler: str = "jump") -> dict[str, float]:
+def quality(
+    flow: Flow, train: Dataset, held: Dataset, steps: Sequence[int], sampler: str | Mapping[str, Any] = "jump",
+    guidance: Guidance = 1.0,
+) -> dict[str, float]:  # fmt: skip
     """The quick figure that is followed in training: energy distance over its floor, for each number of steps."""
     n = min(512, len(train), len(held))
     real, labels = train.__getitems__(range(n))
     unseen = held.__getitems__(range(n))[0]
     floor = energy_distance(real, unseen)
     asked = labels.tolist() if flow.classes > 0 and labels is not None else None
-    return {
-        f"energy_over_floor_{k}": energy_distance(flow.sample(n, k, label=asked, sampler=sampler).cpu(), unseen) / floor
-        for k in steps
-    }
+    found: dict[str, float] = {}
+    for k in steps:
+        samples = flow.sample(n, k, label=asked, sampler=sampler, guidance=guidance).cpu()
+        found[f"energy_over_floor_{k}"] = energy_distance(samples, unseen) / floor
+    return found
 
 
 def to_json(result: dict[str, Any]) -> str:

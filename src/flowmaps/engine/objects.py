@@ -138,7 +138,7 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
     if config["from_teacher"]:
         if teacher is None:
             raise ConfigError("from_teacher needs a teacher; none is given. Set teacher to a run folder.")
-        _copy_weights(flow.model, teacher.model)
+        _copy_weights(flow, teacher)
     if config["lora"]:
         try:
             construct(LoRA, config["lora"]).add(cast(Any, flow.model).net)
@@ -207,8 +207,9 @@ def build_optimizer(config: Mapping[str, Any], step: nn.Module) -> torch.optim.O
     return cls([p for p in step.parameters() if p.requires_grad], **table)
 
 
-def _copy_weights(model: FlowMap, teacher: FlowMap) -> None:
-    source = teacher.v if isinstance(teacher, EulerMap) and isinstance(teacher.v, FlowMap) else teacher
+def _copy_weights(flow: Flow, teacher: Flow) -> None:
+    model, held = flow.model, teacher.model
+    source = held.v if isinstance(held, EulerMap) and isinstance(held.v, FlowMap) else held
     mine, other = (getattr(m, "net", None) for m in (model, source))
     adopt = getattr(mine, "adopt", None)  # a network around one of the teacher's kind
     try:
@@ -217,4 +218,9 @@ def _copy_weights(model: FlowMap, teacher: FlowMap) -> None:
             return
         model.load_state_dict(source.state_dict())
     except RuntimeError as error:
-        raise ConfigError(f"from_teacher needs a student with the teacher's network; {error}") from error
+        ours, theirs = (f.config["net"] if f.config is not None else {} for f in (flow, teacher))
+        apart = [f"{k} is {ours[k]!r}, the teacher's {theirs[k]!r}" for k in ours if ours[k] != theirs.get(k, ours[k])]
+        raise ConfigError(
+            "from_teacher needs a student with the teacher's network; "
+            + (f"net.{', net.'.join(apart)}. Give the student the teacher's." if apart else str(error))
+        ) from error

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader
 
 from ..build import construct
 from ..core.random import fold_in
-from ..core.types import NoSource
 from ..data._dataset import Dataset
 from ..flow import Flow, as_map, load
 from .checkpoint import Checkpoint, find_checkpoint, load_checkpoint, save_checkpoint, verify_checkpoint
@@ -34,6 +33,7 @@ from .progress import ProgressLine
 from .report_page import write_report
 from .run_folder import EVALUATION, RunFolder
 from .schedule import Schedule
+from .trial import check_sampling, starts_alone
 
 BAD_STEPS = 10  # non-finite steps in a row that end a run
 LOG_POINTS, LOG_STEPS = 400, 10  # at most so many rows of metrics.jsonl in a run, at least so many steps apart
@@ -82,6 +82,7 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
     fresh = resume is None and accelerator.is_main_process
     run = RunFolder.reserved(out) if fresh else RunFolder(out)
     accelerator.wait_for_everyone()
+    check_sampling(config, Flow.built(config, data.shape, data.classes))  # before a teacher is trained
     teacher = _teacher(config, out, quiet)
     torch.manual_seed(fold_in(config["seed"], _WEIGHTS).initial_seed())
     flow = Flow.built(config, data.shape, data.classes)
@@ -100,7 +101,7 @@ def train(config: Config, out: Path, *, resume: Path | None = None, quiet: bool 
     shown = dataclasses.replace(flow, model=as_map(average, step.loss))
     loop = _Loop(config, run, data, shown, accelerator, step, wrapped, wrapped_optimizer, average, state, rate)
     loop.go(quiet or not accelerator.is_main_process)
-    if config["evaluate"] and accelerator.is_main_process and _starts_alone(shown):
+    if config["evaluate"] and accelerator.is_main_process and starts_alone(shown):
         _finish(config, run, shown, data, quiet)
     accelerator.wait_for_everyone()
     return out
@@ -258,10 +259,11 @@ class _Loop:
                 ),
                 self.config["save"]["keep"],
             )  # fmt: skip
-            if pictures and _starts_alone(self.shown):
+            if pictures and starts_alone(self.shown):
                 _show(self.config, self.run, self.shown, self.state.images)
-                steps, sampler = self.config["sample"]["steps"], self.config["sample"]["sampler"]
-                self.run.append({"images": self.state.images} | quality(self.shown, self.data, held, steps, sampler))
+                asked = self.config["sample"]
+                figures = quality(self.shown, self.data, held, asked["steps"], asked["sampler"], asked["guidance"])
+                self.run.append({"images": self.state.images} | figures)
             if pictures:
                 write_report(self.run)
         self.accelerator.wait_for_everyone()
@@ -321,26 +323,23 @@ def _restore(saved: Checkpoint, step: Any, average: nn.Module, optimizer: torch.
     )
 
 
-def _starts_alone(flow: Flow) -> bool:
-    """Whether samples can be drawn from noise alone, to be looked at and measured."""
-    try:
-        flow.starting(1)
-    except NoSource:
-        return False
-    return True
-
-
 def _show(config: Config, run: RunFolder, flow: Flow, images: int) -> None:
     """A picture of samples from fixed noise: one column per number of steps, and the many-step solution."""
     n = 8 if len(flow.shape) == 3 else 2000
-    steps = config["sample"]["steps"]
-    columns = [flow.sample(n, k, sampler=config["sample"]["sampler"]).cpu() for k in steps]
-    columns.append(flow.sample(n, 32, sampler="heun").cpu())
-    save_samples(columns, [str(k) for k in steps] + ["ODE"], run.samples / f"{images:012d}.png", across=1)
+    steps, sampler, guidance = (config["sample"][key] for key in ("steps", "sampler", "guidance"))
+    columns, titles = (
+        [flow.sample(n, k, sampler=sampler, guidance=guidance).cpu() for k in steps],
+        list(map(str, steps)),
+    )
+    with suppress(ValueError):  # guidance without a velocity has no such solution
+        columns.append(flow.sample(n, 32, sampler="heun", guidance=guidance).cpu())
+        titles.append("ODE")
+    save_samples(columns, titles, run.samples / f"{images:012d}.png", across=1)
 
 
 def _finish(config: Config, run: RunFolder, flow: Flow, data: Dataset, quiet: bool) -> None:
-    steps = sorted({*config["sample"]["steps"], 1, 2, 4, 8, 16})
+    # Every map jumps in any number of steps; a sampler that was chosen may not take any.
+    steps = sorted({*config["sample"]["steps"], *((1, 2, 4, 8, 16) if config["sample"]["sampler"] == "jump" else ())})
     with ProgressLine("evaluate", len(steps) + 2, "parts", quiet=quiet) as progress:
         done = iter(range(len(steps) + 3))
         result = evaluate_flow(

@@ -125,9 +125,10 @@ class Condition(nn.Module):
         given: dict[str, Any] = cond if isinstance(cond, dict) else {} if cond is None else {"label": cond}
         unknown = set(given) - {"label", *self.numbers}
         if unknown:
+            cfg = ", or use the guidance 'cfg', of which a network need not be told" if "guidance" in unknown else ""
             raise ValueError(
-                f"a condition must hold what the network was built for, label and {list(self.numbers)}; got "
-                f"{sorted(unknown)}. Name them in net.numbers."
+                f"a condition must hold what the network was built for, {', '.join(['label', *self.numbers])}; got "
+                f"{', '.join(sorted(unknown))} too. Name it in net.numbers and train with it{cfg}."
             )
         y = self.table(self._label(given, batch))
         for name, layer in self.numbers.items():

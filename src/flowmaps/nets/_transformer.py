@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_image
 from ._embedding import wave_features
 
 
@@ -14,9 +15,9 @@ def patched(shape: Sequence[int], patch: int, width: int, heads: int) -> tuple[i
     """Rows and columns of patches of an image (C, H, W).
 
     Raises:
-        ValueError: if patch does not divide the image, or heads the width.
+        ValueError: if the shape is not an image's, patch does not divide it, or heads not the width.
     """
-    _, height, side = shape
+    _, height, side = check_image(shape)
     if height % patch or side % patch or width % heads:
         raise ValueError(
             f"patch must divide the image and heads the width; got patch {patch} for {height} x {side} and "

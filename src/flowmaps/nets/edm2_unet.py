@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_image
 from ._convolutional import image_features
 from ._embedding import Condition
 from ._magnitude import Block, Times, Weighted, beside, mixed, normalised, silu
@@ -46,7 +47,7 @@ class EDM2UNet(nn.Module):
         numbers: Sequence[str] = (), vocabulary: int = 0, outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        channels, height, side = shape
+        channels, height, side = check_image(shape)
         halvings, sizes = 2 ** (len(multipliers) - 1), [width * m for m in multipliers]
         attends = [min(height, side) >> level in attention for level in range(len(sizes))]
         uneven = any(size % head for size, attention_here in zip(sizes, attends, strict=True) if attention_here)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..core.checks import check_image
 from ._convolutional import Attention, Residual, group_norm, image_features
 from ._embedding import Condition, TwoTimes
 
@@ -39,7 +40,7 @@ class UNet(nn.Module):
         vocabulary: int = 0, outputs: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        channels, height, side = shape
+        channels, height, side = check_image(shape)
         halvings = 2 ** (len(multipliers) - 1)
         if height % halvings or side % halvings or width * multipliers[-1] % heads:
             raise ValueError(
@@ -49,8 +50,7 @@ class UNet(nn.Module):
         embed = 4 * width
         self.times, self.labels = TwoTimes(embed), Condition(classes, embed, numbers, vocabulary)
         self.enter = nn.Conv2d(channels, width, 3, padding=1)
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        stack, now = [width], width
+        self.down, self.up, stack, now = nn.ModuleList(), nn.ModuleList(), [width], width
         for level, multiplier in enumerate(multipliers):
             if level:
                 self.down.append(nn.Conv2d(now, now, 3, padding=1))
