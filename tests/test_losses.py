@@ -85,6 +85,7 @@ VARIANTS = [
     {"name": "decoupled_mean_flow", "times": "uniform_pair", "diagonal_times": "uniform"},
     {"name": "align_your_flow", "most": 1.0},
     {"name": "align_your_flow", "residual": "lagrangian"},
+    {"name": "align_your_flow", "teacher": None, "velocity": "conditional", "most": 1.0, "stabiliser": "unchanged"},
 ]
 
 
@@ -504,6 +505,23 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
         ({"name": "terminal_velocity_matching", "scale": 0.0}, "scale must be > 0"),
         ({"name": "align_your_flow", "residual": "both"}, "residual must be one of 'eulerian', 'lagrangian'"),
         ({"name": "align_your_flow", "most": 1.5}, "most must lie between 0 and 1"),
+        (
+            {"name": "align_your_flow", "teacher": None},
+            "needs the option 'teacher' or 'velocity'; got neither. Use `flow",
+        ),
+        *[
+            (
+                {"name": "align_your_flow", "residual": "lagrangian", "velocity": velocity},
+                f"where the map arrives; {name} is right on the path of the pair only. Use 'teacher'",
+            )
+            for velocity, name in (
+                ("conditional", "Conditional"),
+                ("plug_in", "PlugIn"),
+                ("clamped", "Clamped"),
+                ("guided", "Guided"),
+                ("guided_as_told", "GuidedAsTold"),
+            )
+        ],
         ({"name": "improved_mean_flow", "highest": 0.5}, "highest must be at least 1, a guidance scale; got 0.5"),
         ({"name": "facm", "power": 0.0}, "power must be > 0; got 0.0"),
         (

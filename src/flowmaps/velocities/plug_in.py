@@ -1,6 +1,7 @@
 """The marginal velocity of the batch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ class PlugIn:
     Differs: the share is exact, where the released code draws a coin per sample; the mean is over the samples with the
         same condition, which the released code leaves to the batch.
     """
+
+    needs_path: ClassVar[bool] = True
 
     share: float = 0.5
     interpolant: Interpolant = Linear()
