@@ -15,6 +15,8 @@ from flowmaps.core.target import averages
 from flowmaps.core.times import UniformPair
 from flowmaps.core.types import Pair
 from flowmaps.couplings.independent import Independent
+from flowmaps.critics.distribution_matching import DistributionMatching
+from flowmaps.critics.velocity import VelocityCritic
 from flowmaps.nets.mlp import MLP
 
 # Losses that this battery cannot build, and why; tests/family has their own.
@@ -45,6 +47,7 @@ TERMS = {
     "decoupled_mean_flow": 2,
     "terminal_velocity_matching": 2,
     "facm": 2,
+    "with_critic": 3,
 }
 # Every published variant of a loss is tested like the loss itself.
 VARIANTS = [
@@ -132,12 +135,19 @@ NOT_ONE_STEP = {
 }
 
 
+# What a loss takes besides a teacher: a critic that knows the law of the true map's samples.
+EXTRAS = {
+    "with_critic": lambda flow: {"critic": DistributionMatching(flow, VelocityCritic(TrueNet(flow, flow.mean.shape)))}
+}
+
+
 def label(variant):
     return "-".join(map(str, variant.values()))
 
 
 def made(variant, flow, **options):
-    return build("losses", {**variant, **options}, teacher=flow, interpolant=flow.interpolant)
+    extras = EXTRAS.get(variant["name"], lambda flow: {})(flow)
+    return build("losses", {**extras, **variant, **options}, teacher=flow, interpolant=flow.interpolant)
 
 
 def begun(loss, model):
