@@ -1,6 +1,7 @@
 """Every loss, found by its file: shape, stationarity at the truth, learning, seeds, streams, dropout, options."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from flowmaps.core.target import averages
 from flowmaps.core.times import UniformPair
 from flowmaps.core.types import Pair
 from flowmaps.couplings.independent import Independent
+from flowmaps.critics.distribution_matching import DistributionMatching
+from flowmaps.critics.velocity import VelocityCritic
 from flowmaps.nets.mlp import MLP
 
 # Losses that this battery cannot build, and why; tests/family has their own.
@@ -44,6 +47,7 @@ TERMS = {
     "decoupled_mean_flow": 2,
     "terminal_velocity_matching": 2,
     "facm": 2,
+    "with_critic": 3,
 }
 # Every published variant of a loss is tested like the loss itself.
 VARIANTS = [
@@ -84,6 +88,7 @@ VARIANTS = [
     {"name": "decoupled_mean_flow", "times": "uniform_pair", "diagonal_times": "uniform"},
     {"name": "align_your_flow", "most": 1.0},
     {"name": "align_your_flow", "residual": "lagrangian"},
+    {"name": "align_your_flow", "teacher": None, "velocity": "conditional", "most": 1.0, "stabiliser": "unchanged"},
 ]
 
 
@@ -130,12 +135,19 @@ NOT_ONE_STEP = {
 }
 
 
+# What a loss takes besides a teacher: a critic that knows the law of the true map's samples.
+EXTRAS = {
+    "with_critic": lambda flow: {"critic": DistributionMatching(flow, VelocityCritic(TrueNet(flow, flow.mean.shape)))}
+}
+
+
 def label(variant):
     return "-".join(map(str, variant.values()))
 
 
 def made(variant, flow, **options):
-    return build("losses", {**variant, **options}, teacher=flow, interpolant=flow.interpolant)
+    extras = EXTRAS.get(variant["name"], lambda flow: {})(flow)
+    return build("losses", {**extras, **variant, **options}, teacher=flow, interpolant=flow.interpolant)
 
 
 def begun(loss, model):
@@ -298,18 +310,36 @@ def test_stopped_lsd_moves_the_mean_velocity_against_the_residual():
     assert (got - want).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("route", ["exact", "stopped"])
-def test_the_distance_of_lsd_measures_the_residual(route):
+MEASURED = [
+    {"name": "lsd"},
+    {"name": "lsd", "route": "stopped"},
+    *[{"name": name} for name in ("psd", "esd", "lmd", "emd", "pfmm", "split_mean_flow")],
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("variant", MEASURED, ids=label)
+def test_the_distance_measures_the_residual(variant, shape):
     """sqrt(|r|^2 + c^2) - c of the same residual r whose mean square the default gives."""
-    flow = gaussian()
-    model = true_model(flow, (3,))
+    flow = gaussian(shape)
+    model, d = true_model(flow, shape), math.prod(shape)
     torch.nn.init.normal_(model.net.head, generator=stream(2))
     pair, distance = pairs(flow, 64, stream()), {"name": "pseudo_huber", "scale": 0.5}
+    off = {"diagonal": 0.0} if "diagonal" in inspect.signature(find("losses", variant["name"])).parameters else {}
     square, length = (
-        made({"name": "lsd", "route": route, **options}, flow, diagonal=0.0)(model, pair, generator=stream(4))
+        made(variant | options, flow, **off)(model, pair, generator=stream(4))
         for options in ({}, {"distance": distance})
     )
-    torch.testing.assert_close(length, (3 * square + 3 * 0.25).sqrt() - 0.5 * 3**0.5)  # rounding
+    assert square.min() > 0
+    torch.testing.assert_close(length, (d * square + d * 0.25).sqrt() - 0.5 * d**0.5)  # rounding
+
+
+@pytest.mark.parametrize("name", ["esd", "emd", "lmd", "psd", "pfmm"])
+def test_errors_of_half_precision_are_summed_in_single(name):
+    flow = gaussian().bfloat16()
+    x0, x1 = torch.randn(2, 8, 3, generator=stream()).bfloat16()
+    off = {"diagonal": 0.0} if name in ("esd", "psd") else {}
+    assert made({"name": name}, flow, **off)(flow, Pair(x0, x1), generator=stream()).dtype == torch.float32
 
 
 def test_the_bound_of_lsd_leads_strays_back_and_leaves_the_rest():
@@ -468,6 +498,10 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
         ({"name": "pfmm", "steps": 1}, "steps must be at least 2"),
         ({"name": "alpha_flow", "begin": 5, "end": 4}, "begin and end must satisfy 0 <= begin <= end; got 5 and 4"),
         ({"name": "split_mean_flow", "split": "thirds"}, "split must be one of 'uniform', 'midpoint'; got 'thirds'"),
+        (
+            {"name": "shortcut", "scale": 2.0, "velocity": "guided_as_told"},
+            "guidance must come from the scale or from the velocity; got 2 and GuidedAsTold",
+        ),
         ({"name": "shortcut", "diagonal": -0.5}, "diagonal must lie between 0 and 1, a share; got -0.5"),
         (
             {"name": "shortcut", "shortest": 1 / 128},
@@ -481,6 +515,23 @@ def test_progressive_matching_steps_a_velocity_with_a_solver():
         ({"name": "terminal_velocity_matching", "scale": 0.0}, "scale must be > 0"),
         ({"name": "align_your_flow", "residual": "both"}, "residual must be one of 'eulerian', 'lagrangian'"),
         ({"name": "align_your_flow", "most": 1.5}, "most must lie between 0 and 1"),
+        (
+            {"name": "align_your_flow", "teacher": None},
+            "needs the option 'teacher' or 'velocity'; got neither. Use `flow",
+        ),
+        *[
+            (
+                {"name": "align_your_flow", "residual": "lagrangian", "velocity": velocity},
+                f"where the map arrives; {name} is right on the path of the pair only. Use 'teacher'",
+            )
+            for velocity, name in (
+                ("conditional", "Conditional"),
+                ("plug_in", "PlugIn"),
+                ("clamped", "Clamped"),
+                ("guided", "Guided"),
+                ("guided_as_told", "GuidedAsTold"),
+            )
+        ],
         ({"name": "improved_mean_flow", "highest": 0.5}, "highest must be at least 1, a guidance scale; got 0.5"),
         ({"name": "facm", "power": 0.0}, "power must be > 0; got 0.0"),
         (

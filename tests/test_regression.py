@@ -8,7 +8,7 @@ from flowmaps.build import build, names
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", names("distances"))
+@pytest.mark.parametrize("name", [*names("distances"), {"name": "pseudo_huber", "each": True}], ids=str)
 def test_distances(name, shape):
     """Zero, with a zero gradient, exactly at the target; positive elsewhere; sample by sample."""
     distance, (a, b) = build("distances", name), torch.randn(2, 5, *shape, generator=stream())
@@ -29,6 +29,8 @@ def test_values_of_distances():
     c = 0.5 * 2**0.5
     huber = build("distances", {"name": "pseudo_huber", "scale": 0.5})
     assert torch.allclose(huber(a, b), torch.tensor((25 + c**2) ** 0.5 - c))
+    each = build("distances", {"name": "pseudo_huber", "scale": 0.5, "each": True})
+    assert torch.allclose(each(a, b), torch.tensor([((9.25**0.5 - 0.5) + (16.25**0.5 - 0.5)) / 2]))
     both = build("distances", {"name": "square_and_cosine", "weight": 2.0})
     assert torch.allclose(both(a, torch.tensor([[-4.0, 3.0]])), torch.tensor([25.0 + 2])), "a right angle"
     assert torch.allclose(both(a, -a), torch.tensor([50.0 + 4])), "opposite"

@@ -37,6 +37,7 @@ CRITICS = {
         "critic": {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}},
     },
     "self_corrected": {"name": "discriminator", "width": 8},
+    "with_critic": {"name": "discriminator", "width": 8},
 }
 
 

@@ -62,9 +62,9 @@ def step_for(name):
     teacher = MeanVelocity(MLP((3,), width=16, depth=2)).requires_grad_(False)
     model = MeanVelocity(MLP((3,), width=16, depth=2))
     table = {"name": name, "weighting": "learned"}
-    if name == "distribution_matching":  # which has no errors to weight, and two networks that learn beside the map
+    if name in ("distribution_matching", "with_critic"):  # with no errors of their own to weight, and two networks
         velocity = {"name": "velocity", "net": {"name": "mlp", "width": 8, "depth": 2}}
-        table = {"name": name, "critic": {"name": name, "critic": velocity}}
+        table = {"name": name, "critic": {"name": "distribution_matching", "critic": velocity}}
     if name == "flow_matching":
         table["times"] = "loss_second_moment"  # which learns from the losses
     if name == "balanced":

@@ -348,6 +348,8 @@ def test_align_your_flow_without_taming_is_a_known_residual(shape):
     for velocity, b in (
         (None, flow.velocity),
         (Autoguided(flow, weak, 3.0), lambda *a: 3 * flow.velocity(*a[:2]) - 2 * weak.velocity(*a[:2])),
+        # Without a condition no guidance; and right anywhere, as its teacher.
+        (build("velocities", {"name": "guided", "velocity": "teacher"}, teacher=flow), flow.velocity),
     ):
         for residual in ("eulerian", "lagrangian"):
             want = getattr(identities, residual)(model, b, x, s, t)

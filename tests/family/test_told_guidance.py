@@ -112,7 +112,7 @@ def exact(data, name, **options):
 
 
 @shapes
-@pytest.mark.parametrize("name", ["flow_matching", "lsd", "esd", "psd"])
+@pytest.mark.parametrize("name", ["flow_matching", "lsd", "esd", "psd", "split_mean_flow", "shortcut"])
 def test_the_diagonal_is_the_guided_velocity(name, shape):
     data = mixture(shape)
     loss = exact(data, name, **({} if name == "flow_matching" else {"diagonal": 1.0}))
@@ -131,11 +131,13 @@ FOLLOWING = [
     {"name": "esd", "stop": "none"},
     {"name": "psd"},
     {"name": "psd", "split": "midpoint"},
+    {"name": "split_mean_flow"},
+    {"name": "shortcut", "target": "own", "shortest": 0.0, "times": "uniform_pair"},
 ]
 
 
 @shapes
-@pytest.mark.parametrize("variant", FOLLOWING, ids=lambda v: "-".join(v.values()))
+@pytest.mark.parametrize("variant", FOLLOWING, ids=lambda v: "-".join(map(str, v.values())))
 def test_off_the_diagonal_every_residual_vanishes_at_the_guided_map(variant, shape):
     """Zero but for the solve; the same diagonal with the mix of the two maps off it, which is CFG, is far from it."""
     loss, data = loss_of(**variant, diagonal=0.0), mixture(shape)

@@ -56,17 +56,17 @@ SAMPLED = {
     "one_step_distillation": "one step",
     "trajectory_distillation": "one step",
 }
-TAUGHT = ("distribution_matching", "one_step_distillation")  # by a critic's or a coupling's teacher
+TAUGHT = ("distribution_matching", "one_step_distillation", "with_critic")  # by a critic's or a coupling's teacher
+CRITIC = {
+    "name": "distribution_matching",
+    "critic": {"name": "velocity", "net": {"name": "mlp", "width": 128}},
+}
 # Options that the two-dimensional work needs; everything else is the default.
 OPTIONS: dict[str, dict[str, Any]] = {
     "alpha_flow": {"end": 200_000},
     "boss": {"steps": 2},  # of the teacher between two nodes, of which each is already two steps of order 4
-    "distribution_matching": {
-        "critic": {
-            "name": "distribution_matching",
-            "critic": {"name": "velocity", "net": {"name": "mlp", "width": 128}},
-        }
-    },
+    "distribution_matching": {"critic": CRITIC},
+    "with_critic": {"critic": CRITIC, "warmup": 100_000},
 }
 # Losses that train something else than a map of one field, measured elsewhere.
 LEFT_OUT = {

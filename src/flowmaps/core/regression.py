@@ -45,21 +45,25 @@ class PseudoHuber:
 
     Args:
         scale: c per square root of the dimension; towards 0 it is the plain length.
+        each: whether every coordinate is a sample of its own, with c = scale, and the mean of them is taken.
     Source: Song & Dhariwal, Improved techniques for training consistency models, 2023, arXiv:2310.14189, Section 3.3,
         with c = 0.00054 sqrt(D).
     """
 
     scale: float = 0.00054
+    each: bool = False
 
     def __post_init__(self) -> None:
         if self.scale <= 0:
             raise ValueError(f"scale must be > 0, or the gradient at a perfect fit is undefined; got {self.scale}.")
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distance [B], a sum over dimensions under the root."""
+        """Distance [B], a sum over dimensions under the root, or a mean of roots."""
+        square = (a - b).to(torch.promote_types(a.dtype, torch.float32)).square().flatten(1)
+        if self.each:
+            return ((square + self.scale**2).sqrt() - self.scale).mean(1)
         c = self.scale * a[0].numel() ** 0.5
-        square = (a - b).to(torch.promote_types(a.dtype, torch.float32)).square().flatten(1).sum(1)
-        return (square + c**2).sqrt() - c
+        return (square.sum(1) + c**2).sqrt() - c
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -13,6 +13,8 @@ from .types import Pair
 
 class VelocitySource(Protocol):
     """A velocity at points of the path, for targets: nothing in it carries gradient.
+
+    A source that is not right anywhere else, because it reads w or the pair, says `needs_path = True`.
 
     Args:
         model: the map that is trained.
@@ -31,9 +33,16 @@ class VelocitySource(Protocol):
 class Conditional:
     """The velocity of the sampled path itself, dI_s/ds: right on average, E[dI_s/ds | I_s] = b_s(I_s)."""
 
+    needs_path: ClassVar[bool] = True
+
     def __call__(self, model: FlowMap, pair: Pair, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
         """The conditional velocity."""
         return w
+
+
+def needs_path(velocity: VelocitySource | None) -> bool:
+    """Whether a source gives velocities on the path of the pair only."""
+    return getattr(velocity, "needs_path", False)
 
 
 class Telling(ABC):

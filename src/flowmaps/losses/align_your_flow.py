@@ -14,7 +14,7 @@ from ..core.report import report
 from ..core.shapes import expand_time, square_error
 from ..core.times import PairLaw, UniformPair
 from ..core.types import Pair, Weighting
-from ..core.velocity import VelocitySource, told
+from ..core.velocity import VelocitySource, needs_path, told
 from ..core.weighting import Unweighted
 from .mean_flow import eulerian
 
@@ -31,9 +31,9 @@ class AlignYourFlow:
     the map has the teacher's flow as its fixed point only for most = 1.
 
     Args:
-        teacher: the flow map that is distilled.
+        teacher: the flow map that is distilled; it may be left out where there is a velocity.
         velocity: b, if not the teacher's plain velocity: Autoguided is the paper's, Teacher guides with the null
-            condition. It must give the velocity at any point.
+            condition, Conditional learns from data alone. For "lagrangian" it must be right off the path too.
         residual: "eulerian" or "lagrangian".
         most: r after the warm-up.
         warmup: images over which r rises.
@@ -42,7 +42,7 @@ class AlignYourFlow:
         times: law of (s, t).
         weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
-    Cost: 1 evaluation with gradient, 1 derivative without and 1 evaluation of the teacher, more with guidance.
+    Cost: 1 evaluation with gradient, 1 derivative without and 1 evaluation of the teacher, or those of `velocity`.
     Source: Sabour, Fidler & Kreis, Align your flow: scaling continuous-time flow map distillation, 2025,
         arXiv:2506.14603, Algorithm 1 and, for "lagrangian", the AYF-LMD objective.
     Differs: time reversed with respect to the paper; one guidance scale, where the paper draws it from [1, 3] for each
@@ -50,7 +50,7 @@ class AlignYourFlow:
         fine-tuning.
     """
 
-    teacher: FlowMap
+    teacher: FlowMap | None = None
     velocity: VelocitySource | None = None
     residual: str = "eulerian"
     most: float = 0.99
@@ -64,6 +64,17 @@ class AlignYourFlow:
     def __post_init__(self) -> None:
         check_choice("residual", self.residual, ("eulerian", "lagrangian"))
         check_share("most", self.most)
+        if self.teacher is None and self.velocity is None:
+            raise ValueError(
+                "AlignYourFlow needs the option 'teacher' or 'velocity'; got neither. Use `flowmaps distill TEACHER "
+                "RECIPE`, or set teacher to a run; or learn from data, velocity='conditional'."
+            )
+        if self.residual == "lagrangian" and needs_path(self.velocity):
+            raise ValueError(
+                "residual 'lagrangian' needs the velocity where the map arrives; "
+                f"{type(self.velocity).__name__} is right on the path of the pair only. Use 'teacher', 'autoguided' or "
+                "'diagonal', or residual='eulerian'."
+            )
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
@@ -88,5 +99,6 @@ class AlignYourFlow:
     def _guide(self, model: FlowMap, pair: Pair, x: Tensor, w: Tensor, s: Tensor) -> Tensor:
         if self.velocity is not None:
             return self.velocity(model, pair, x, w, s)
+        assert self.teacher is not None  # or there would be a velocity
         with stop_gradient():
             return self.teacher.velocity(x, s, pair.cond)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..core.calculus import JVP, Exact, d_ds, derivative_along, stop_gradient
@@ -9,6 +10,7 @@ from ..core.checks import check_choice, check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
+from ..core.regression import Distance, Square
 from ..core.report import report
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
@@ -34,6 +36,7 @@ class ESD:
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
         velocity: what the diagonal regresses on; GuidedAsTold lets the map take a guidance scale.
+        distance: of the residual from zero.
         weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
     Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 derivative with gradient and 1
@@ -48,6 +51,7 @@ class ESD:
     times: PairLaw = UniformPair()
     diagonal_times: TimeLaw = Uniform()
     velocity: VelocitySource = Conditional()
+    distance: Distance = Square()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
@@ -56,7 +60,7 @@ class ESD:
         check_choice("stop", self.stop, ("full", "convex", "none"))
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
-        """Loss per sample [B], mean square per dimension."""
+        """Loss per sample [B], by default the mean square per dimension."""
         pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
@@ -70,7 +74,8 @@ class ESD:
     def _off(self, model: FlowMap, off: Pair, step: int, generator: Random) -> Tensor:
         s, t = self.times(len(off), off.x0, generator, step=step)
         x, _ = self.interpolant.draw(off, s, generator)
-        error = self._residual(model, x, s, t, off).square().flatten(1).mean(1)
+        residual = self._residual(model, x, s, t, off)
+        error = self.distance(residual, torch.zeros_like(residual))
         report("eulerian", error)
         return self.weighting(error, s, t)
 

@@ -8,8 +8,8 @@ from ..core.calculus import JVP, Exact, d_dt, stop_gradient
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
+from ..core.regression import Distance, Square
 from ..core.report import report
-from ..core.shapes import square_error
 from ..core.times import PairLaw, UniformPair
 from ..core.types import Pair, Weighting
 from ..core.weighting import Unweighted
@@ -27,6 +27,7 @@ class LMD:
         teacher: the flow map whose velocity b is distilled.
         interpolant: the path that gives the departure points.
         times: law of (s, t).
+        distance: between the two sides; PseudoHuber bounds what one sample pulls.
         weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
     Cost: 1 derivative with gradient, 1 evaluation of the teacher.
@@ -39,16 +40,17 @@ class LMD:
     teacher: FlowMap
     interpolant: Interpolant = Linear()
     times: PairLaw = UniformPair()
+    distance: Distance = Square()
     weighting: Weighting = Unweighted()
     jvp: JVP = Exact()
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
-        """Loss per sample [B], mean square per dimension."""
+        """Loss per sample [B], by default the mean square per dimension."""
         s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, _ = self.interpolant.draw(pair, s, generator)
         y, dy = d_dt(model, x, s, t, pair.cond, self.jvp)
         with stop_gradient():
             target = self.teacher.velocity(y, t, pair.cond)
-        error = square_error(dy, target)
+        error = self.distance(dy, target)
         report("lagrangian", error)
         return self.weighting(error, s, t)

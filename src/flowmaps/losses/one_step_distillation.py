@@ -21,7 +21,8 @@ class OneStepDistillation:
     """Regress the map from noise on the data that the noise is paired with: d(X_{t0,1}(I_t0), x1).
 
     The pairs must be those of a flow, x1 = X_{0,1}(x0), as the coupling "reflow" gives them: with independent pairs
-    the minimum is the mean of the data. Only the jump from 0 to 1 is learned: sample in one step.
+    the minimum is the mean of the data, and nothing here can tell. Only the jump from t0 to 1 is learned: sample in
+    one step, from 0, which for a small t0 is the same.
 
     Args:
         departure: t0, where the jump starts.
@@ -33,7 +34,8 @@ class OneStepDistillation:
         arXiv:2209.03003, distillation for k = 1 in the released code; Liu, Zhang, Ma, Peng & Liu, InstaFlow: one step
         is enough for high-quality diffusion-based text-to-image generation, 2023, arXiv:2309.06380.
     Differs: the endpoint is I_t0 + (1 - t0) u where the released code takes x0 + u, the same up to a factor 1 - t0 of
-        the error on the straight path; the distance is not perceptual.
+        the error on the straight path; departures before t0 are not trained, there neither, but it samples from t0 and
+        we from 0; the distance is not perceptual.
     """
 
     departure: float = 1e-3

@@ -9,9 +9,9 @@ from ..core.calculus import stop_gradient
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random
+from ..core.regression import Distance, Square
 from ..core.report import report
 from ..core.sampling import Jump, sample
-from ..core.shapes import square_error
 from ..core.times import PairLaw, UniformPair
 from ..core.types import Pair, Sampler, Weighting
 from ..core.weighting import Unweighted
@@ -31,6 +31,7 @@ class PFMM:
         sampler: how the teacher steps: its own jump, or a solver for its velocity.
         interpolant: the path that gives the departure points.
         times: law of (s, t); "annealed" lets the span grow, as the paper does from stage to stage.
+        distance: between the two ends.
         weighting: what the error of a sample counts.
     Cost: 1 evaluation with gradient, `steps` times the sampler's evaluations of the teacher.
     Source: Boffi, Albergo & Vanden-Eijnden, Flow map matching with stochastic interpolants: a mathematical framework
@@ -43,6 +44,7 @@ class PFMM:
     sampler: Sampler = Jump()
     interpolant: Interpolant = Linear()
     times: PairLaw = UniformPair()
+    distance: Distance = Square()
     weighting: Weighting = Unweighted()
 
     def __post_init__(self) -> None:
@@ -50,12 +52,12 @@ class PFMM:
             raise ValueError(f"steps must be at least 2, or there is nothing to compose; got {self.steps}.")
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
-        """Loss per sample [B], mean square per dimension."""
+        """Loss per sample [B], by default the mean square per dimension."""
         s, t = self.times(len(pair), pair.x0, generator, step=step)
         x, _ = self.interpolant.draw(pair, s, generator)
         grid = s + torch.linspace(0, 1, self.steps + 1, dtype=s.dtype, device=s.device)[:, None] * (t - s)
         with stop_gradient():
             target = sample(self.teacher, x, grid, sampler=self.sampler, cond=pair.cond)
-        error = square_error(model(x, s, t, pair.cond), target)
+        error = self.distance(model(x, s, t, pair.cond), target)
         report("progressive", error)
         return self.weighting(error, s, t)

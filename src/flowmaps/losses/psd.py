@@ -10,8 +10,9 @@ from ..core.checks import check_choice, check_share
 from ..core.flow_map import FlowMap
 from ..core.interpolant import Interpolant, Linear
 from ..core.random import Random, uniform
+from ..core.regression import Distance, Square
 from ..core.report import report
-from ..core.shapes import expand_time, square_error
+from ..core.shapes import expand_time
 from ..core.times import PairLaw, TimeLaw, Uniform, UniformPair
 from ..core.types import Pair, Weighting
 from ..core.velocity import Conditional, VelocitySource, told
@@ -36,6 +37,7 @@ class PSD:
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
         velocity: what the diagonal regresses on; GuidedAsTold lets the map take a guidance scale.
+        distance: between the two sides off the diagonal; PseudoHuber bounds what one sample pulls.
         weighting: what the error of a sample counts.
     Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 with gradient and 2 without.
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
@@ -48,6 +50,7 @@ class PSD:
     times: PairLaw = UniformPair()
     diagonal_times: TimeLaw = Uniform()
     velocity: VelocitySource = Conditional()
+    distance: Distance = Square()
     weighting: Weighting = Unweighted()
 
     def __post_init__(self) -> None:
@@ -55,7 +58,7 @@ class PSD:
         check_choice("split", self.split, ("uniform", "midpoint"))
 
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
-        """Loss per sample [B], mean square per dimension."""
+        """Loss per sample [B], by default the mean square per dimension."""
         pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
@@ -64,14 +67,14 @@ class PSD:
                 model, on, self.interpolant, self.diagonal_times, self.weighting, generator, self.velocity
             ),
             lambda off: semigroup(
-                model, off, self.interpolant, self.times, self.weighting, self.split, step, generator
+                model, off, self.interpolant, self.times, self.distance, self.weighting, self.split, step, generator
             ),
         )
 
 
 def semigroup(
-    model: FlowMap, off: Pair, interpolant: Interpolant, times: PairLaw, weighting: Weighting, split: str, step: int,
-    generator: Random,
+    model: FlowMap, off: Pair, interpolant: Interpolant, times: PairLaw, distance: Distance, weighting: Weighting,
+    split: str, step: int, generator: Random,
 ) -> Tensor:  # fmt: skip
     """The off-diagonal term of PSD as a function, [B]."""
     s, t = times(len(off), off.x0, generator, step=step)
@@ -82,6 +85,6 @@ def semigroup(
         first = model.mean_velocity(x, s, r, off.cond)
         y = x + expand_time(r - s, x) * first
         target = first + expand_time(g, x) * (model.mean_velocity(y, r, t, off.cond) - first)
-    error = square_error(model.mean_velocity(x, s, t, off.cond), target)
+    error = distance(model.mean_velocity(x, s, t, off.cond), target)
     report("semigroup", error)
     return weighting(error, s, t)

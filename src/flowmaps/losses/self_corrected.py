@@ -44,7 +44,7 @@ class SelfCorrected:
         interpolant: the path.
         times: law of t.
         target: weights that make the targets of the steps.
-        distance: of the steps; PseudoHuber is the paper's.
+        distance: of the steps; PseudoHuber(0.01, each=True) is the paper's.
         weighting: what the error of a sample counts.
     Cost: 2 evaluations with gradient, 3 without, 1 of the teacher; with a critic y carries gradient too, and its own.
     Source: Dao, Phung, Dao, Metaxas & Tran, Self-corrected flow distillation for consistent one-step and few-step

@@ -16,6 +16,7 @@ from ..core.shapes import expand_time, square_error
 from ..core.target import Average, Target
 from ..core.times import DyadicPair, PairLaw, TimeLaw, Uniform
 from ..core.types import Pair, Weighting, same_condition
+from ..core.velocity import Conditional, Telling, VelocitySource, told
 from ..core.weighting import Unweighted
 from ._shares import on_and_off
 from .flow_matching import flow_matching
@@ -39,8 +40,10 @@ class Shortcut:
         interpolant: the path.
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
+        velocity: what the diagonal regresses on; Teacher distils.
         weighting: what the error of a sample counts.
-    Cost: on the diagonal 1 evaluation with gradient; off it 1 with gradient and 2 without, 4 with guidance.
+    Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 with gradient and 2 without, 4
+        with guidance.
     Source: Frans, Hafner, Levine & Abbeel, One step diffusion via shortcut models, 2024, arXiv:2410.12557, the
         self-consistency target; shares, clipping, average and guidance from the released code.
     Differs: the release gives the step of 1/128, which flow matching trains, an index beside the spans, where we have
@@ -56,6 +59,7 @@ class Shortcut:
     interpolant: Interpolant = Linear()
     times: PairLaw = DyadicPair()
     diagonal_times: TimeLaw = Uniform()
+    velocity: VelocitySource = Conditional()
     weighting: Weighting = Unweighted()
 
     def __post_init__(self) -> None:
@@ -67,12 +71,21 @@ class Shortcut:
                 f"got {self.shortest:g}. Set both, shortest to 2^(1 - levels)."
             )
 
+        if self.scale != 1 and isinstance(self.velocity, Telling):
+            raise ValueError(
+                f"guidance must come from the scale or from the velocity; got {self.scale:g} and "
+                f"{type(self.velocity).__name__}. Leave scale at 1."
+            )
+
     def __call__(self, model: FlowMap, pair: Pair, *, step: int = 0, generator: Random = None) -> Tensor:
         """Loss per sample [B], mean square per dimension."""
+        pair = told(self.velocity, model, pair, generator)
         return on_and_off(
             pair,
             self.diagonal,
-            lambda on: flow_matching(model, on, self.interpolant, self.diagonal_times, self.weighting, generator),
+            lambda on: flow_matching(
+                model, on, self.interpolant, self.diagonal_times, self.weighting, generator, self.velocity
+            ),
             lambda off: self._off(model, off, step, generator),
         )
 

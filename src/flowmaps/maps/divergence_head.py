@@ -45,7 +45,8 @@ class DivergenceHead(FlowMap):
         """X_{s,t}(x) [B, *] and its log-density [B] at time t, nats, from that of x at time s.
 
         From noise to data it gives samples with their likelihood; t < s, which gives the likelihood of data, is as good
-        as the map is in that direction, in which no loss here trains it. Cost: 1 network evaluation.
+        as the map is in that direction, in which no loss here trains it: for data take the likelihood
+        "divergence_head". Cost: 1 network evaluation.
         """
         u, d = self.with_divergence(x, s, t, cond)
         return x + expand_time(t - s, x).to(x.dtype) * u, log_density - (t - s) * d

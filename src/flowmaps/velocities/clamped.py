@@ -1,6 +1,7 @@
 """The conditional velocity, of which the divisor is bounded near the data."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -30,6 +31,8 @@ class Clamped:
         code, where the divisors of prediction and target are clamped alike.
     Differs: any path.
     """
+
+    needs_path: ClassVar[bool] = True
 
     least: float = 0.05
     interpolant: Interpolant = Linear()

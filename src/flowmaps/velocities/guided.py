@@ -9,7 +9,7 @@ from ..core.calculus import stop_gradient
 from ..core.flow_map import FlowMap
 from ..core.shapes import expand_time
 from ..core.types import Pair, same_condition
-from ..core.velocity import Conditional, VelocitySource
+from ..core.velocity import Conditional, VelocitySource, needs_path
 
 __all__ = ["Guided"]
 
@@ -40,6 +40,11 @@ class Guided:
     low: float = 0.0
     high: float = 1.0
     velocity: VelocitySource = Conditional()
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether what guidance is added to does."""
+        return needs_path(self.velocity)
 
     def __post_init__(self) -> None:
         if self.kappa == 1 or not 0 <= self.low <= self.high <= 1:

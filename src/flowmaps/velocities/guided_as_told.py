@@ -12,7 +12,7 @@ from ..core.flow_map import FlowMap
 from ..core.random import Random, uniform
 from ..core.shapes import expand_time
 from ..core.types import Pair, same_condition
-from ..core.velocity import Conditional, Telling, VelocitySource
+from ..core.velocity import Conditional, Telling, VelocitySource, needs_path
 
 __all__ = ["GuidedAsTold"]
 
@@ -40,6 +40,11 @@ class GuidedAsTold(Telling):
     lowest: float = 0.0
     highest: float = 4.0
     velocity: VelocitySource = Conditional()
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether what guidance is added to does."""
+        return needs_path(self.velocity)
 
     def __post_init__(self) -> None:
         if not 0 <= self.lowest <= self.highest:

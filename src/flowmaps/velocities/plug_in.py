@@ -1,6 +1,7 @@
 """The marginal velocity of the batch."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class PlugIn:
     """
 
     needs_gaussian = True
+    needs_path: ClassVar[bool] = True
 
     share: float = 0.5
     interpolant: Interpolant = Linear()
