@@ -559,11 +559,13 @@ def test_a_trajectory_ends_where_its_solve_ends():
     assert (states[-1] - progress.x).abs().max() < 1e-5  # rounding
 
 
-def test_picard_refuses_a_sampler_that_draws():
+def test_picard_refuses_a_sampler_that_draws_or_remembers():
+    flow, x = gaussian(), torch.randn(4, 3, generator=stream())
     with pytest.raises(TapeError):
-        sample(
-            gaussian(),
-            torch.randn(4, 3, generator=stream()),
-            [0.0, 1.0],
-            sampler=Picard(build("samplers", "euler_maruyama")),
-        )
+        sample(flow, x, [0.0, 1.0], sampler=Picard(build("samplers", "euler_maruyama")))
+    with pytest.raises(
+        ValueError, match="its sampler must have no memory of those before; got AdamsBashforth. Use 'eu"
+    ):
+        sample(flow, x, [0.0, 1.0], sampler=Picard(AdamsBashforth()))
+    assert Picard(Heun(), tolerance=0.0).order == 2
+    assert Picard(Heun(), tolerance=0.1).order is None
