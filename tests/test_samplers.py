@@ -18,6 +18,7 @@ from flowmaps.interpolants.stochastic import Stochastic
 from flowmaps.interpolants.trigonometric import Trigonometric
 from flowmaps.oracles._reference import Extrapolated
 from flowmaps.samplers.adams_bashforth import AdamsBashforth
+from flowmaps.samplers.corrected import Corrected
 from flowmaps.samplers.dormand_prince import DormandPrince
 from flowmaps.samplers.dpm_solver_pp import DPMSolverPP
 from flowmaps.samplers.dualfast import DualFast
@@ -45,7 +46,7 @@ VARIANTS = [
     *({"name": "adams_bashforth", "order": n} for n in (3, 4)),
     *({"name": "ghvb", "order": n, "beta": 0.8} for n in (1, 3, 4)),
     {"name": "heavy_ball", "slopes": 3, "nesterov": True},
-    *({"name": "dpm_solver_pp", "order": n} for n in (1, 3)),
+    *({"name": "dpm_solver_pp", "solver_order": n} for n in (1, 3)),
     *({"name": "unipc", "predictor": n, "mass": "bh1"} for n in (1, 2, 3)),
     *({"name": "unipc", "predictor": n, "corrector": False} for n in (1, 2, 3)),
 ]
@@ -264,7 +265,7 @@ def law_error(sampler, grid, path):
     [
         {"name": "euler_maruyama", "noise": 2.0},
         {"name": "stochastic_heun", "noise": 2.0},
-        *({"name": "dpm_solver_pp", "order": n, "eta": 1.0} for n in (1, 2)),
+        *({"name": "dpm_solver_pp", "solver_order": n, "eta": 1.0} for n in (1, 2)),
     ],
     ids=str,
 )
@@ -312,6 +313,12 @@ def test_a_predictor_without_corrector_is_dpm_solver_pp():
         assert same(flow, x, grid, UniPC(order, corrector=False), DPMSolverPP(order))
     assert not same(flow, x, grid, UniPC(2, corrector=False, mass="bh1"), DPMSolverPP(2))
     assert not same(flow, x, grid, UniPC(2), DPMSolverPP(2))
+
+
+def test_with_noise_an_order_is_claimed_of_the_law_alone():
+    for claims, want in ((DPMSolverPP(3), (3, None)), (DPMSolverPP(3, eta=0.5), (None, 2))):
+        assert (claims.order, claims.weak_order) == want
+    assert EDMStochastic().order is None
 
 
 def test_dpm_solver_pp_2m_by_its_formula():
@@ -476,6 +483,14 @@ def test_reflection_keeps_the_box_and_leaves_the_inside_alone():
         Reflected(Euler(), 1.0, 0.0)
 
 
+def test_a_wrapper_costs_an_evaluation_that_would_have_been_kept():
+    one = DormandPrince(absolute=math.inf)  # six evaluations a step, and the first
+    for sampler, calls in ((one, 25), (Reflected(one, -50.0, 50.0), 28), (Corrected(one), 32)):
+        model = Counted(gaussian())
+        sample(model, torch.zeros(2, 3), torch.linspace(0, 1, 5), sampler=sampler, generator=stream())
+        assert model.calls == calls
+
+
 @pytest.mark.parametrize("reference", ["first", "previous"])
 def test_dualfast_by_its_formula(reference):
     """DDIM with noise predictions E + c (E - E_ref); the first step has nothing to lean on."""
@@ -570,11 +585,13 @@ def test_a_trajectory_ends_where_its_solve_ends():
     assert (states[-1] - progress.x).abs().max() < 1e-5  # rounding
 
 
-def test_picard_refuses_a_sampler_that_draws():
+def test_picard_refuses_a_sampler_that_draws_or_remembers():
+    flow, x = gaussian(), torch.randn(4, 3, generator=stream())
     with pytest.raises(TapeError):
-        sample(
-            gaussian(),
-            torch.randn(4, 3, generator=stream()),
-            [0.0, 1.0],
-            sampler=Picard(build("samplers", "euler_maruyama")),
-        )
+        sample(flow, x, [0.0, 1.0], sampler=Picard(build("samplers", "euler_maruyama")))
+    with pytest.raises(
+        ValueError, match="its sampler must have no memory of those before; got AdamsBashforth. Use 'eu"
+    ):
+        sample(flow, x, [0.0, 1.0], sampler=Picard(AdamsBashforth()))
+    assert Picard(Heun(), tolerance=0.0).order == 2
+    assert Picard(Heun(), tolerance=0.1).order is None

@@ -479,5 +479,8 @@ def test_what_cannot_be_compiled_says_so():
     fast.sample(2, 1, sampler="dormand_prince")
     with pytest.raises(CompileError, match="must take the same course whatever it sees; DormandPrince does not"):
         fast.sample(2, 1, sampler="dormand_prince")
+    fast.sample(2, 2, sampler="euler", guidance="interval")
+    with pytest.raises(CompileError, match="Euler does not, or one of Interval, MeanVelocity, CFG or its network"):
+        fast.sample(2, 2, sampler="euler", guidance="interval")
     with pytest.raises(TypeError, match="makes its own tape"):
         fast.run(fast.model, torch.zeros(2, 3), torch.linspace(0, 1, 2), generator=Tape([], []))

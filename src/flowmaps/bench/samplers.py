@@ -29,7 +29,7 @@ FLOWS = ("eight_gaussians", "mixture_64", "digits")
 # Samplers with options that change what they are; the others stand with their defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adams_bashforth": [{"order": k} for k in (2, 3, 4)],
-    "dpm_solver_pp": [{"order": k} for k in (2, 3)],
+    "dpm_solver_pp": [{"solver_order": k} for k in (2, 3)],
     "ghvb": [{"order": k, "beta": 0.5} for k in (2, 4)],
     "unipc": [{"predictor": k} for k in (2, 3)],
 }

@@ -116,7 +116,8 @@ class CompiledSampling:
         """State at times[-1] [B, *], from that at times[0]; see core.sampling.sample.
 
         Raises:
-            CompileError: if the sampler decides its course by what it sees, as those with a tolerance do.
+            CompileError: if the sampler decides its course by what it sees, as those with a tolerance do and
+                "edm_stochastic", or the guidance, as "interval" does, which evaluates what the times ask for.
         """
         if isinstance(generator, (Tape, Recorder)):
             raise TypeError("a compiled sampling makes its own tape; give it the generator.")
@@ -135,9 +136,10 @@ class CompiledSampling:
         try:
             return graph(model, x, times, sampler, cond, tape.draws, tape.asked)
         except TorchDynamoException as error:
+            maps = dict.fromkeys(type(part).__name__ for part in model.modules() if isinstance(part, FlowMap))
             raise CompileError(
                 f"a compiled sampling must take the same course whatever it sees; {type(sampler).__name__} does not, "
-                "or the network. Sample without the compiler."
+                f"or one of {', '.join(maps)} or its network. Sample without the compiler."
             ) from error
 
 

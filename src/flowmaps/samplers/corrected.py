@@ -28,7 +28,8 @@ class Corrected:
         size: of a Langevin step, in units of the noise's variance alpha_t^2.
         steps: Langevin steps after each step.
         interpolant: the path the map was trained on, with a source N(0, I).
-    Cost: the sampler's evaluations and `steps` more, per step.
+    Cost: the sampler's evaluations and `steps` more, per step, and one more of a sampler that keeps the last, as
+        dormand_prince does, for the state is another.
     Source: Song, Sohl-Dickstein, Kingma & others, Score-based generative modeling through stochastic differential
         equations, 2020, arXiv:2011.13456, the predictor-corrector sampler.
     Differs: the size of a step is fixed, not set by a signal-to-noise ratio of the batch, so that a sample does not

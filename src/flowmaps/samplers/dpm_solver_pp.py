@@ -28,7 +28,7 @@ class DPMSolverPP:
     order of 3 promises shows on grids that end inside and begin with short steps.
 
     Args:
-        order: 1 is DDIM; 2 for guided sampling; 3.
+        solver_order: number of predictions, the order without noise; 1 is DDIM; 2 for guided sampling; 3.
         eta: noise, 0 for the differential equation of the flow, 1 for the reverse diffusion; backwards there is none.
         interpolant: the path the map was trained on, with a source N(0, I) if there is noise.
     Cost: 1 network evaluation per step.
@@ -38,18 +38,25 @@ class DPMSolverPP:
     Differs: 3M takes the whole of the second derivative; the released code takes half of it, which is of order 2.
     """
 
-    order: int = 2
+    solver_order: int = 2
     eta: float = 0.0
     interpolant: Interpolant = Linear()
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3) or self.eta < 0:
-            raise ValueError(f"order must be 1, 2 or 3 and eta at least 0; got {self.order} and {self.eta}.")
+        if self.solver_order not in (1, 2, 3) or self.eta < 0:
+            raise ValueError(
+                f"solver_order must be 1, 2 or 3 and eta at least 0; got {self.solver_order} and {self.eta}."
+            )
 
     @property
-    def weak_order(self) -> int:
+    def order(self) -> int | None:
+        """Of convergence, if nothing is random."""
+        return self.solver_order if self.eta == 0 else None
+
+    @property
+    def weak_order(self) -> int | None:
         """Of the law of the samples, with noise."""
-        return min(self.order, 2)
+        return min(self.solver_order, 2) if self.eta > 0 else None
 
     @property
     def needs_gaussian(self) -> bool:
@@ -65,7 +72,7 @@ class DPMSolverPP:
         data, source = p.data_from_velocity(v, x, s).to(x.dtype), p.source_from_velocity(v, x, s).to(x.dtype)
         here = log_snr(p, s)
         h = length(here, log_snr(p, t))
-        state = remember(state, here, data, self.order)
+        state = remember(state, here, data, self.solver_order)
         x = straight(p, x, s, t, data, source)
         fading = self.eta * h.clamp_min(0)
         if len(state) > 1:

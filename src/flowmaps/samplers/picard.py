@@ -50,14 +50,19 @@ class Picard:
 
     @property
     def order(self) -> int | None:
-        """That of the sampler, at tolerance 0."""
-        return getattr(self.sampler, "order", None)
+        """That of the sampler, at tolerance 0 only."""
+        return getattr(self.sampler, "order", None) if self.tolerance == 0 else None
 
     def __call__(
         self, model: FlowMap, x: Tensor, s: Tensor, t: Tensor, *, cond: Any = None, state: Tensor | None = None,
         generator: Random = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """From s to t."""
+        """From s to t.
+
+        Raises:
+            ValueError: if the sampler in it hands on a state.
+            TapeError: if it draws.
+        """
         every = torch.arange(self.steps + 1, device=x.device)
         offset = every[: min(self.window or self.steps, self.steps)]
         times = torch.lerp(s[:, None], t[:, None], every.to(s.dtype) / self.steps)
@@ -90,7 +95,12 @@ class Picard:
             return c[rows].repeat_interleave(x.shape[1], 0)
 
         told, without = map_condition(repeated, cond), Tape([], [])  # from which a sampler that draws gets an error
-        y, _ = self.sampler(model, x.flatten(0, 1), s.flatten(), t.flatten(), cond=told, generator=without)
+        y, state = self.sampler(model, x.flatten(0, 1), s.flatten(), t.flatten(), cond=told, generator=without)
+        if state is not None:
+            raise ValueError(
+                "picard takes steps at once, and its sampler must have no memory of those before; got "
+                f"{type(self.sampler).__name__}. Use 'euler', 'midpoint', 'heun' or 'runge_kutta4'."
+            )
         return y.reshape(x.shape) - x
 
 

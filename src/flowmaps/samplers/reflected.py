@@ -25,7 +25,8 @@ class Reflected:
         sampler: what takes the steps.
         low: lower wall of every dimension.
         high: upper wall.
-    Cost: the sampler's.
+    Cost: the sampler's; one evaluation more per step of one that keeps the last, as dormand_prince does, for the state
+        is another.
     Source: Lou & Ermon, Reflected diffusion models, 2023, arXiv:2304.04740, the reflected Euler-Maruyama sampler.
     Differs: around any sampler.
     """
