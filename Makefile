@@ -40,6 +40,7 @@ bench: bench-family
 	$(BIN)/python benchmarks/data_prediction.py
 	$(BIN)/python benchmarks/effects.py
 	$(BIN)/python benchmarks/systems.py
+	$(BIN)/python benchmarks/rings.py
 	$(BIN)/python benchmarks/accelerators.py
 
 # Every loss at equal seconds, and at equal images.

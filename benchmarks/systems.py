@@ -4,6 +4,7 @@ python benchmarks/systems.py [--part contrast|chain|blocks|latent]
 """
 
 import argparse
+import copy
 import math
 import tempfile
 import time
@@ -45,9 +46,11 @@ against the exact one, relative root mean square; against biased: the same again
 is minimal, c its contrast; energy: of 32 Euler steps, over the floor.""",
     "chain": """# Local flow matching against one network of as many weights
 
-Eight Gaussians; a chain of three flows of width 72, each of a third of the images, against one of width 128 of all
-1,200,000. Links of Ornstein-Uhlenbeck steps of time .3, .6, and the rest to N(0, I). Energy distance over its floor and
-sliced W2 after as many Euler steps in all.""",
+Eight Gaussians, 1,200,000 images in all, batch 256, shared evenly by the flows of a chain. 8 links: Ornstein-Uhlenbeck
+steps of the published times, .025 1.25^k, and a free flow from what they leave to N(0, I); each link starts from the
+weights of the one before. 4 links: of times .0625 1.25^k. Published chains train each link as long as one flow, here
+all together. Energy distance over its floor and sliced W2 after as many Euler steps in all, half of them in the free
+flow.""",
     "blocks": """# Blocks of time against one network of as much work
 
 Digits, 100,000 images. blockwise_dit: 2 blocks of trunk and 2 for each of 4 segments, of width 96; residual: within a
@@ -55,9 +58,9 @@ segment the trunk's features are approximated by one block, trained on 25,000 im
 steps, MFLOPs N: millions of FLOPs per step and image; energy N: energy distance to held-out digits over its floor.""",
     "latent": """# Latents against pixels at equal seconds
 
-Digits, class by class, MLP of width 256, the same processor seconds of training each; the latents' include those of the
-autoencoder. Energy distance to held-out digits over its floor after N steps of Heun; autoencoder: that of decoded
-held-out digits.""",
+Digits, class by class, MLP of width 256, about 60 processor seconds of training each, whose number of images a trial of
+50,000 predicts; seconds: what was used, the autoencoder's training included. Energy distance to held-out digits over
+its floor after N steps of Heun; autoencoder: that of decoded held-out digits.""",
 }
 
 BLOCKS = {
@@ -108,35 +111,51 @@ def contrast(seed: int) -> list[dict]:
     return rows
 
 
+# Ornstein-Uhlenbeck times of the links after which the free one leads to N(0, I), their width, and whether they are
+# warm-started.
+CHAINS = {
+    "one network": ([], 128, False),
+    "8 links and a free one": ([0.025 * 1.25**k for k in range(8)], 40, True),
+    "the same, each from fresh weights": ([0.025 * 1.25**k for k in range(8)], 40, False),
+    "4 links and a free one": ([0.0625 * 1.25**k for k in range(4)], 55, True),
+}
+
+
 @torch.no_grad()
 def chain(seed: int) -> list[dict]:
-    """Three short flows, each on the data that the one before carried back, against one long one."""
-    flow, rows, steps = ring(), [], (0.3, 0.6, None)
+    """Short flows, each on the data that the one before carried back, against one long one."""
+    flow, rows = ring(), []
     data, other = flow.sample(POINTS, fold_in(1)), flow.sample(POINTS, fold_in(2))
     x0, floor = torch.randn(POINTS, 2, generator=fold_in(5, seed)), energy_distance(data, other)
-    stored, links = flow.sample(100_000, fold_in(6, seed)), []
-    torch.manual_seed(seed)
-    with torch.enable_grad():
-        one = train(FlowMatching(), flow.sample, shape=(2,), images=1_200_000, seed=seed, net=mlp(128)).model
-    for k, step in enumerate(steps):
-        coupling = Independent() if step is None else OrnsteinUhlenbeck(step)
-        draw = lambda n, g, stored=stored: stored[torch.randint(len(stored), (n,), generator=g)]  # noqa: E731
-        torch.manual_seed(seed + 10 * k)
-        with torch.enable_grad():
-            link = train(
-                FlowMatching(), draw, shape=(2,), images=400_000, seed=seed, net=mlp(72), coupling=coupling
-            ).model
-        links.insert(0, link)
-        stored = sample(EulerMap(link), stored, torch.linspace(1, 0, 9), sampler=RungeKutta4())
-    size = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
-    for name, parts in (("one network", [one]), ("chain", links)):
-        row = {"method": name, "seed": seed, "weights": sum(map(size, parts))}
-        for n in (3, 6, 12, 24):
-            solved = Chain([Integrated(EulerMap(part), Euler(), n // len(parts)) for part in parts])
+    for name, (spans, width, warm) in CHAINS.items():
+        links = linked(flow.sample(100_000, fold_in(6, seed)), [*spans, None], width, warm, 1_200_000, seed)
+        row = {"method": name, "seed": seed, "weights": sum(p.numel() for link in links for p in link.parameters())}
+        for n in (16, 32, 64):
+            each = n // 2 // len(spans) if spans else 0
+            steps = [n - each * len(spans), *[each] * len(spans)]
+            solved = Chain([Integrated(EulerMap(p), Euler(), k) for p, k in zip(links, steps, strict=True)])
             y = solved(x0, torch.zeros(POINTS), torch.ones(POINTS))
             row |= {f"energy {n}": energy_distance(y, data) / floor, f"sliced W2 {n}": sliced_wasserstein(y, data)}
         rows.append(row)
     return rows
+
+
+def linked(x: Tensor, spans: list[float | None], width: int, warm: bool, images: int, seed: int) -> list[FlowMap]:
+    """Links from noise to data, trained from data to noise on an equal share of the images each; None is free."""
+    torch.manual_seed(seed)
+    links, net = list[FlowMap](), mlp(width)
+    for k, span in enumerate(spans):
+        coupling = Independent() if span is None else OrnsteinUhlenbeck(span)
+        draw = lambda n, g, x=x: x[torch.randint(len(x), (n,), generator=g)]  # noqa: E731
+        with torch.enable_grad():
+            link = train(
+                FlowMatching(), draw, shape=(2,), images=images // len(spans), seed=seed + 10 * k, net=net,
+                coupling=coupling, training=Training(256),
+            ).model  # fmt: skip
+        links.insert(0, link)
+        net = copy.deepcopy(link).requires_grad_(True).train() if warm else mlp(width)
+        x = sample(EulerMap(link), x, torch.linspace(1, 0, 9), sampler=RungeKutta4())
+    return links
 
 
 @torch.no_grad()
@@ -189,8 +208,11 @@ def latent(seed: int, seconds: float = 60.0) -> list[dict]:
             trial = time.process_time()
             run(override(config, ["images=50_000"]), Path(folder) / f"{name}-trial", quiet=True)
             images = int(50_000 * (seconds - spent[name]) / (time.process_time() - trial))
-            flow = load(run(override(config, [f"images={images}"]), Path(folder) / name, quiet=True))
-            row = {"method": name, "seed": seed, "images": images, "autoencoder seconds": spent[name]}
+            began = time.process_time()
+            trained = run(override(config, [f"images={images}"]), Path(folder) / name, quiet=True)
+            used = spent[name] + time.process_time() - began
+            flow = load(trained)
+            row = {"method": name, "seed": seed, "images": images, "autoencoder seconds": spent[name], "seconds": used}
             with torch.no_grad():
                 decoded = flow.space.decode(flow.space.encode(held, generator=fold_in(1)))
             row["autoencoder"] = energy_distance(decoded, held) / floor

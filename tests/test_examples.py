@@ -62,6 +62,18 @@ def test_instaflow_makes_one_step_of_a_guided_text_to_point_flow(tmp_path):
     assert words < 0.9 < 0.98 < obeyed
 
 
+LINKS = r"noise +([\d.]+) +0\nthe chain of links +([\d.]+) +60\none jump +([\d.]+) +1\nthe jump ends ([\d.]+) from"
+
+
+@pytest.mark.slow
+def test_local_flow_matching_makes_one_jump_of_a_chain(tmp_path):
+    text = python(ROOT / "examples" / "local_flow_matching.py", "--steps", 500, "--pairs", 8000, cwd=tmp_path)
+    noise, chain, jump, error = map(float, re.search(LINKS, text).groups())
+    # Found 159, 8.2 and 8.2 floors, and 0.014; 1.0 and 1.0 after twice the steps.
+    assert noise > 100 > 20 > max(chain, jump)
+    assert error < 0.05
+
+
 PLANS = r"recorded.* ([\d.]+)\n" + r".*scale (?:\d) +([\d.]+)\n" * 6
 
 

@@ -20,7 +20,8 @@ class OrnsteinUhlenbeck:
 
     A flow between laws so close is nearly the identity, and a small network learns it. Local flow matching trains a
     chain of them, from data to noise: each link on the data that the flow of the link before has carried back from
-    t = 1 to t = 0, and the last with the coupling "independent". `core.chain.Chain` composes the flows, last one first.
+    t = 1 to t = 0, and the last with the coupling "independent". `core.chain.Chain` composes the flows, last one first;
+    examples/local_flow_matching.py does it, and distils the chain.
 
     Args:
         time: of the step.

@@ -28,9 +28,9 @@ class RepresentationAlignment:
     Args:
         encoder: takes data x1 [B, *] in the space of the flow, gives features [B, places, dimension], or an image of
             them [B, dimension, H, W], with as many places as the block has; a module is frozen.
-        channels: of the block's features: the width of a dit.
+        channels: of the block's features: the width of a transformer.
         dimension: of the encoder's features.
-        block: number of the network's block, from 1.
+        block: number of the network's block, from 1; of blockwise_dit, of its trunk.
         weight: of the alignment.
         width: of the projector, a perceptron of three layers that is trained with the map.
         loss: what is learned beside.
