@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import flowmaps
 from flowmaps.build import KINDS, find, kinds, names, resolve
 from flowmaps.cli import sampling
 from flowmaps.cli.__main__ import app, main
+from flowmaps.engine import doctor
 from flowmaps.engine.config import (
     DEFAULTS,
     find_recipe,
@@ -186,20 +188,8 @@ def test_sample(run, tmp_path):
 
 
 def test_evaluate(run, tmp_path):
-    text = flow(
-        "evaluate",
-        run[0],
-        "--steps",
-        "1,3",
-        "--n",
-        200,
-        "--out",
-        tmp_path / "e.json",
-        "--sampler",
-        "heun",
-        "--guidance",
-        1.5,
-    )
+    out = tmp_path / "e.json"
+    text = inside("evaluate", run[0], "--steps", "1,3", "--n", 50, "--out", out, "--sampler", "heun", "--guidance", 1.5)
     rows = json.loads((tmp_path / "e.json").read_text())["rows"]
     assert [row["evaluations"] for row in rows] == [4, 12], "Heun calls twice a step, guidance doubles"
     assert "energy" in text
@@ -351,7 +341,7 @@ def test_show_prints_the_whole_table_to_paste(kind):
 
 
 def test_cite_a_run(run):
-    assert "losses/lsd" in flow("cite", run[0])
+    assert "losses/lsd" in inside("cite", run[0])
 
 
 def test_doctor_and_dry_run(run):
@@ -366,19 +356,18 @@ def test_doctor_and_dry_run(run):
         "checkpoints",
     ):
         assert re.search(rf"^(ok  |BAD ) {word}", text, re.MULTILINE), word
-    assert "tangents" in flow("train", "digits", *TINY, "--dry-run")
+    assert "tangents" in inside("train", "digits", *TINY, "--dry-run")
 
 
-def test_doctor_finds_what_is_wrong(run, tmp_path):
-    import shutil
-
+def test_doctor_finds_what_is_wrong(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "examine_machine", list)
     hurt = tmp_path / "hurt"
     shutil.copytree(run[0], hurt)
     newest = sorted((hurt / "checkpoints").iterdir())[-1]
     (newest / "ema.safetensors").write_bytes(b"")
     with (hurt / "metrics.jsonl").open("a") as stream:
         stream.write(json.dumps({"images": 640, "skipped": 1, "bad_batch": [4, 5]}) + "\n")
-    text = flow("doctor", hurt, code=1)
+    text = inside("doctor", hurt)
     assert re.search(r"BAD  checkpoints: .*ema.safetensors", text)
     assert re.search(r"BAD  finite steps: 1 steps were skipped", text)
 

@@ -23,11 +23,12 @@ def small(**options):
 
 
 def train_quickly(config, out, monkeypatch=None, **options):
-    """A run without its pictures and its final evaluation, which other tests look at."""
+    """A run without its pictures, reports and final evaluation, which other tests look at and which take longest."""
     if monkeypatch is not None:
         monkeypatch.setattr(engine, "_finish", lambda *a: None)
         monkeypatch.setattr(engine, "_show", lambda *a: None)
         monkeypatch.setattr(engine, "quality", lambda *a: {})
+        monkeypatch.setattr(engine, "write_report", lambda *a: None)
     return engine.train(config, Path(out), quiet=True, **options)
 
 

@@ -554,7 +554,7 @@ def test_what_improved_mean_flow_compares_has_one_dropout_mask():
 def test_improved_mean_flow_needs_a_network_that_can_be_told():
     pair, _ = labelled((3,))
     model = MeanVelocity(MLP((3,), classes=3, width=8, depth=2))
-    with pytest.raises(ValueError, match=r"Name them in net\.numbers"):
+    with pytest.raises(ValueError, match=r"Name it in net\.numbers"):
         build("losses", "improved_mean_flow")(model, pair, generator=stream())
     told = MeanVelocity(MLP((3,), classes=3, width=8, depth=2, numbers=("guidance", "low", "high")))
     assert build("losses", "improved_mean_flow")(told, pair, generator=stream()).shape == (12,)

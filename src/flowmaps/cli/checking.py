@@ -10,9 +10,8 @@ def doctor(run: Annotated[Path | None, typer.Argument(help="Run folder to examin
     """Check this machine and, given a run, say what went wrong in it. Exit code 1 if something did."""
     from ..engine.doctor import examine_machine, examine_run
 
-    findings = examine_machine()
-    if run is not None:
-        findings += examine_run(run)
+    found = [] if run is None else examine_run(run)  # a run that is not there is told at once
+    findings = [*examine_machine(), *found]
     for finding in findings:
         print(f"{'ok  ' if finding.good else 'BAD '} {finding.what}: {finding.detail}")
         if finding.fix:

@@ -138,7 +138,12 @@ def build_step(config: Mapping[str, Any], flow: Flow, teacher: Flow | None) -> S
     if config["from_teacher"]:
         if teacher is None:
             raise ConfigError("from_teacher needs a teacher; none is given. Set teacher to a run folder.")
-        _copy_weights(flow, teacher)
+        try:
+            _copy_weights(flow.model, teacher.model)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"from_teacher needs a student with the teacher's network; {_apart(flow, teacher) or error}"
+            ) from error
     if config["lora"]:
         try:
             construct(LoRA, config["lora"]).add(cast(Any, flow.model).net)
@@ -207,20 +212,18 @@ def build_optimizer(config: Mapping[str, Any], step: nn.Module) -> torch.optim.O
     return cls([p for p in step.parameters() if p.requires_grad], **table)
 
 
-def _copy_weights(flow: Flow, teacher: Flow) -> None:
-    model, held = flow.model, teacher.model
-    source = held.v if isinstance(held, EulerMap) and isinstance(held.v, FlowMap) else held
+def _copy_weights(model: FlowMap, teacher: FlowMap) -> None:
+    source = teacher.v if isinstance(teacher, EulerMap) and isinstance(teacher.v, FlowMap) else teacher
     mine, other = (getattr(m, "net", None) for m in (model, source))
     adopt = getattr(mine, "adopt", None)  # a network around one of the teacher's kind
-    try:
-        if adopt is not None and type(mine) is not type(other):
-            adopt(other)
-            return
+    if adopt is not None and type(mine) is not type(other):
+        adopt(other)
+    else:
         model.load_state_dict(source.state_dict())
-    except RuntimeError as error:
-        ours, theirs = (f.config["net"] if f.config is not None else {} for f in (flow, teacher))
-        apart = [f"{k} is {ours[k]!r}, the teacher's {theirs[k]!r}" for k in ours if ours[k] != theirs.get(k, ours[k])]
-        raise ConfigError(
-            "from_teacher needs a student with the teacher's network; "
-            + (f"net.{', net.'.join(apart)}. Give the student the teacher's." if apart else str(error))
-        ) from error
+
+
+def _apart(flow: Flow, teacher: Flow) -> str:
+    """The options of its network in which a student differs from its teacher, and the fix; nothing if in none."""
+    mine, other = (f.config["net"] if f.config is not None else {} for f in (flow, teacher))
+    apart = [f"net.{k} is {mine[k]!r}, the teacher's {other[k]!r}" for k in mine if mine[k] != other.get(k, mine[k])]
+    return f"{', '.join(apart)}. Give the student the teacher's." if apart else ""
