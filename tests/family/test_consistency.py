@@ -349,20 +349,20 @@ def test_mid_training_regresses_every_state_on_the_end(shape):
     assert (got - torch.cat(want)).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("n", [1, 5, 16, 20, 36])
+@pytest.mark.parametrize("n", [1, 3, 4, 9])
 def test_mid_training_sees_every_state_as_often_as_any_other(n):
-    """Whatever the batch; 16 states of a trajectory, of which a batch has n, and none twice."""
+    """Whatever the batch: of the 4 states of each trajectory, as many as it takes, it has n, and none twice."""
     flow, g = gaussian(), stream()
-    loss = build("losses", {"name": "consistency_mid_training", "sampler": "jump"}, teacher=flow)
-    pair, counts, rounds = pairs(flow, n, g), torch.zeros(16), 400
+    loss = build("losses", {"name": "consistency_mid_training", "steps": 4, "sampler": "jump"}, teacher=flow)
+    pair, counts, rounds = pairs(flow, n, g), torch.zeros(4), 400
     for _ in range(rounds):
         model, seen = Departures(flow), []
         model.mean_velocity = lambda x, s, t, cond=None, seen=seen: seen.append((x, s)) or flow.mean_velocity(x, s, t)
         loss(model, pair, generator=g)
         x, s = seen[0]
         assert len(torch.cat([x, s[:, None]], 1).unique(dim=0)) == n
-        counts += torch.bincount((s * 16).round().long(), minlength=16)
-    wanted = n * rounds / 16
+        counts += torch.bincount((s * 4).round().long(), minlength=4)
+    wanted = n * rounds / 4
     assert (counts - wanted).abs().max() < 5 * wanted**0.5, "five standard errors at most: it is spread evenly"
 
 
