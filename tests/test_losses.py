@@ -471,6 +471,11 @@ def test_it_learns_the_map(variant):
     assert ((model(x, zero, one) - exact).norm() / (exact - flow.mean).norm()).item() < 0.15
 
 
+def test_targets_with_current_weights_are_the_map_itself():
+    model = gaussian()
+    assert build("targets", "own")(model) is model
+
+
 def test_flow_matching_learns_a_velocity_only():
     assert find("losses", "flow_matching").learns_map is False
     assert getattr(find("losses", "lsd"), "learns_map", True)

@@ -177,6 +177,7 @@ def test_dyadic_pairs_lie_on_their_grid():
     shares = torch.stack([(span == 2.0**-j).double().mean() for j in range(4)])
     assert (shares - 0.25).abs().max() < 0.025  # five standard errors
     assert torch.equal(s / span, (s / span).round())
+    assert t.max() == 1
     with pytest.raises(ValueError, match="levels must be at least 1"):
         build("training_times", {"name": "dyadic_pair", "levels": 0})
 
