@@ -322,7 +322,9 @@ def test_a_teacher_on_another_path_is_seen_on_this_one():
     assert (step.loss.teacher.velocity(x, t) - want.velocity(x, t)).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["flow_matching", "lsd", "mean_flow", "psd", "esd"])
+@pytest.mark.parametrize(
+    "name", ["lsd", *(pytest.param(n, marks=pytest.mark.slow) for n in ("flow_matching", "mean_flow", "psd", "esd"))]
+)
 def test_compiled_is_eager(name):
     torch.manual_seed(0)
     model = MeanVelocity(MLP((3,), width=16, depth=2))
@@ -339,6 +341,7 @@ def test_compiled_is_eager(name):
         assert all((a - b).abs().max() < 1e-5 for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.slow  # the compiler takes its time
 @pytest.mark.parametrize(
     "table",
     [{"name": "soflow", "images": 4000}, {"name": "split_mean_flow", "start": 1000}],
