@@ -103,7 +103,8 @@ def test_neutral(name, sampler):
     model, (options, told) = Taking(conditional(24 if name == "guided_flows" else 4)), NEUTRAL[name]
     model = EulerMap(model) if name in REFUSED else model  # what uses velocities alone takes steps of Euler
     x, cond = torch.randn(6, 2, generator=stream()), torch.arange(6) % 3
-    grid, step = torch.linspace(0, 1, 3), build("samplers", sampler)
+    rough = {"relative": 1e-3, "absolute": 1e-3} if sampler == "dormand_prince" else {}  # the same steps either way
+    grid, step = torch.linspace(0, 1, 3), build("samplers", {"name": sampler} | rough)
 
     def run(model, cond):
         return sample(model, x, grid, sampler=step, cond=cond, generator=stream(1))

@@ -440,7 +440,7 @@ def small_flow():
     return Flow(MeanVelocity(net), Linear(), Independent(), Euclidean(), (3,), 3)
 
 
-@pytest.mark.parametrize("sampler", ["flow_turbo", "gamma"])
+@pytest.mark.parametrize("sampler", [pytest.param("flow_turbo", marks=pytest.mark.slow), "gamma"])
 def test_compiled_samples_are_the_eager_ones(sampler):
     """For each shape of the batch, with conditions, guidance and fresh noise; a graph is made once."""
     torch._dynamo.reset()
@@ -454,6 +454,7 @@ def test_compiled_samples_are_the_eager_ones(sampler):
         assert torch.equal(fast.sample(5, 3, seed=1, **options), got)
 
 
+@pytest.mark.slow  # eleven graphs
 def test_more_kinds_of_sampling_than_torch_compiles_one_function_for():
     torch._dynamo.reset()
     flow = small_flow()

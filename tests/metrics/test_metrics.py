@@ -194,7 +194,8 @@ def test_trajectories_of_a_gaussian_in_closed_form(shape):
         assert abs(s - float(want[1:-1].sum() + (want[0] + want[-1]) / 2) / 200) < 1e-7
         v, a = ((flow.mean * speed + z * x0).flatten(2) for speed, z in ((1.0, first), (0.0, second)))
         turn = (a - (a * v).sum(2, keepdim=True) * v / v.square().sum(2, keepdim=True)).norm(dim=2) / v.norm(dim=2)
-        assert (curvature(flow, times, states, velocities) / turn.mean(1) - 1).abs().max() < 1e-6
+        some = [z[::10] for z in (times, states, velocities)]
+        assert (curvature(flow, *some) / turn.mean(1)[::10] - 1).abs().max() < 1e-6
         share = explained_variance(states)
         assert share[0] < 1 - 1e-3
         assert (share[1] > 1 - 1e-9) == equal, "one s for all: the plane of m and x0"
