@@ -146,7 +146,7 @@ def test_trajectories_of_a_gaussian_in_closed_form(shape):
         flow = gaussian(shape)
         std = torch.full(shape, 0.4) if equal else flow.std
         flow = Gaussian(flow.mean, std)
-        times, states, velocities = paths(flow, x0, 200)
+        times, states, velocities = paths(flow, x0, 100)
         t = times.reshape(-1, *[1] * (1 + len(shape)))
         size = ((1 - t) ** 2 + (t * std) ** 2).sqrt()
         first = (t * std**2 - (1 - t)) / size
@@ -154,7 +154,7 @@ def test_trajectories_of_a_gaussian_in_closed_form(shape):
         s, bend = straightness(times, states, velocities)
         want = ((first - (std - 1)) * x0).square().flatten(1).mean(1)
         assert (bend - want).abs().max() < 1e-6  # the solver's error
-        assert abs(s - float(want[1:-1].sum() + (want[0] + want[-1]) / 2) / 200) < 1e-7
+        assert abs(s - float(want[1:-1].sum() + (want[0] + want[-1]) / 2) / 100) < 1e-7
         v, a = ((flow.mean * speed + z * x0).flatten(2) for speed, z in ((1.0, first), (0.0, second)))
         turn = (a - (a * v).sum(2, keepdim=True) * v / v.square().sum(2, keepdim=True)).norm(dim=2) / v.norm(dim=2)
         assert (curvature(flow, times, states, velocities) / turn.mean(1) - 1).abs().max() < 1e-6
