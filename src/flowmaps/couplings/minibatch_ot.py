@@ -30,6 +30,7 @@ class MinibatchOT:
         within_conditions: exchange sources only among equal conditions. Otherwise a condition is taught on its own part
             of the source, and sampling, which starts from the whole source, is biased.
         coupling: draws the sources; they must not depend on the data.
+    Cost: no network evaluation; a plan between the sources and the data of a batch.
     Source: Pooladian, Ben-Hamu, Domingo-Enrich & others, Multisample flow matching: straightening flows with minibatch
         couplings, 2023, arXiv:2304.14772; Tong, Fatras, Malkin & others, Improving and generalizing flow-based
         generative models with minibatch optimal transport, 2023, arXiv:2302.00482, OT-CFM; equal conditions: Cheng &
