@@ -99,6 +99,8 @@ def test_your_own_loss_trains_from_the_command_line(tmp_path):
         "loss={name = 'your_own_loss:Midpoint'}",
         "images=320",
         "batch=32",
+        "net.width=16",
+        "sample.steps=[1]",
         "device=cpu",
         "evaluate=false",
         "--out",
@@ -120,6 +122,7 @@ def test_python_in_the_readme_runs(tmp_path):
         "images=320",
         "batch=32",
         "net.width=16",
+        "sample.steps=[1]",
         "device=cpu",
         "evaluate=false",
         "--out",
@@ -127,5 +130,4 @@ def test_python_in_the_readme_runs(tmp_path):
         "--quiet",
     ]
     python("-m", "flowmaps.cli", *words, cwd=tmp_path)
-    for block in blocks:
-        python("-c", block, cwd=tmp_path)
+    python("-c", "\n".join(blocks), cwd=tmp_path)

@@ -58,7 +58,7 @@ def test_newton_inverts_where_substitution_cannot():
 
 def test_newton_inverts_a_curved_map():
     """From noise almost to eight Gaussians in one jump."""
-    flow = OneWay(eight_gaussians(steps=12))
+    flow = OneWay(eight_gaussians(steps=4))
     x, s, t = torch.randn(16, 2, generator=stream()), torch.zeros(16), torch.full((16,), 0.8)
     y = flow(x, s, t)
     found = build("inversions", {"name": "newton_krylov", "iterations": 15})(flow, y, s, t)

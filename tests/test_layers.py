@@ -125,7 +125,7 @@ def test_every_method_says_what_it_does_and_where_it_comes_from(kind, name):
     if kind in REFERENCED:
         source = section(thing, "Source")
         assert re.search(r"\b(19|20)\d\d\b", source), "Source: authors, title, year"
-    if kind in {"losses", "samplers", "guidance"}:
+    if kind in {"losses", "samplers", "guidance", "couplings", "time_grids"}:
         assert section(thing, "Cost"), "Cost: in network evaluations"
 
 

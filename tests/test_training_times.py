@@ -46,7 +46,7 @@ def test_density_is_the_derivative_of_the_distribution(law):
     drawn = law(100_000, torch.empty(0), stream())
     histogram = torch.histc(drawn, 20, 0, 1) / 100_000
     fine = law.density((torch.arange(20_000) + 0.5) / 20_000).reshape(20, -1).mean(1) / 20
-    assert (histogram - fine).abs().max() < 5 * (0.6 * 0.4 / 100_000) ** 0.5 + 1e-4  # five standard errors, midpoints
+    assert (histogram - fine).abs().max() < 5 * (0.6 * 0.4 / 100_000) ** 0.5 + 1e-4  # of 20: 1e-5; midpoints
     short = law(1000, torch.empty(0, dtype=torch.float32), stream())
     assert short.dtype == torch.float32
     assert 0 <= short.min() <= short.max() <= 1
@@ -69,7 +69,7 @@ def test_pairs_are_ordered_and_in_range(name):
 
 def test_uniform_pair_is_uniform_on_the_triangle():
     s, t = build("training_times", "uniform_pair")(200_000, torch.empty(0), stream())
-    # P(t < 1/2) = 1/4, P(s > 1/2) = 1/4, P(t - s < 1/2) = 3/4; five standard errors are 0.5 %.
+    # P(t < 1/2) = 1/4, P(s > 1/2) = 1/4, P(t - s < 1/2) = 3/4; five standard errors are 0.5 %: false alarm 2e-6.
     for share, want in (((t < 0.5), 0.25), ((s > 0.5), 0.25), ((t - s < 0.5), 0.75)):
         assert abs(share.double().mean() - want) < 0.005
 
@@ -79,7 +79,7 @@ def test_logit_normal_pair_is_sorted_logit_normals():
         200_000, torch.empty(0), stream()
     )
     both = torch.logit(torch.cat([s, t]))
-    assert abs(both.mean() - 0.4) < 0.02  # five standard errors are 0.013
+    assert abs(both.mean() - 0.4) < 0.02  # five standard errors are 0.013: below 6e-7 each
     assert abs(both.std() - 1.2) < 0.02
     assert abs((torch.logit(t) - torch.logit(s)).mean() - 2 * 1.2 / torch.pi**0.5) < 0.02  # gap of two normals
 
@@ -124,7 +124,7 @@ def test_annealed_spans_grow():
 def test_span_pair_draws_span_and_place():
     law = build("training_times", {"name": "span_pair", "span": {"name": "logit_normal", "mean": -1.0}})
     s, t = law(100_000, torch.empty(0), stream())
-    assert abs(torch.logit(t - s).mean() + 1) < 0.016  # five standard errors
+    assert abs(torch.logit(t - s).mean() + 1) < 0.016  # five standard errors, three times: false alarm 2e-6
     place = s / (1 - (t - s))
     assert abs(place.mean() - 0.5) < 0.005
     assert abs(torch.corrcoef(torch.stack([place, t - s]))[0, 1]) < 0.016
@@ -141,7 +141,7 @@ def test_span_pair_restricts_the_law_of_the_arrival():
     place = ((f(t) - f(d)) / (1 - f(d))).sort().values
     level = (torch.arange(100_000) + 0.5) / 100_000
     assert (place - level).abs().max() < 2.2 / 316  # exceeded with probability 1e-4
-    assert abs(torch.logit(d).mean() + 0.8) < 0.016  # five standard errors
+    assert abs(torch.logit(d).mean() + 0.8) < 0.016  # five standard errors: false alarm 6e-7
     short = law(100_000, torch.empty(0, dtype=torch.float32), stream())
     assert (short[0] >= 0).all()
     assert (short[1] <= 1).all()
@@ -175,7 +175,7 @@ def test_dyadic_pairs_lie_on_their_grid():
     s, t = build("training_times", {"name": "dyadic_pair", "levels": 4})(8000, torch.empty(0), stream())
     span = t - s
     shares = torch.stack([(span == 2.0**-j).double().mean() for j in range(4)])
-    assert (shares - 0.25).abs().max() < 0.025  # five standard errors
+    assert (shares - 0.25).abs().max() < 0.025  # five standard errors of four shares: false alarm 2e-6
     assert torch.equal(s / span, (s / span).round())
     assert t.max() == 1
     with pytest.raises(ValueError, match="levels must be at least 1"):
@@ -226,7 +226,7 @@ def test_segments_get_equal_shares_of_every_batch(n):
         assert found.max() <= n // 6 + (n % 6 > 0)
         counts += found
     share = counts / counts.sum()
-    assert (share - 1 / 6).abs().max() < 0.004  # five standard errors of where the odd ones go; 0 for 60
+    assert (share - 1 / 6).abs().max() < 0.004  # five standard errors of where the odd ones go, 4e-6; 0 for 60
     u = law.cumulative(law(6000, torch.empty(0), g))
     assert abs((u * 6 % 1).mean() - 0.5) < 5 * 0.29 / 77, "uniform within each"
     plain = build("training_times", {"name": "segment", "segments": 1})(n, torch.empty(0), stream())

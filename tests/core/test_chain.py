@@ -121,7 +121,7 @@ def test_the_flow_of_a_link_is_that_of_its_pairs():
             slope = ((x - x.mean()) * w).mean() / x.var()
             y, t = torch.stack([x.mean(0), x.mean(0) + 1]), torch.full((2,), time)
             v = link.velocity(y, t)
-            # Five standard errors of a mean and of a slope.
+            # Five standard errors of a mean and of a slope, eight in all: false alarm 5e-6.
             assert abs(v[0] - w.mean()) < 5 * w.std() / 200_000**0.5
             assert abs(v[1] - v[0] - slope) < 5 * w.std() / x.std() / 200_000**0.5
 

@@ -245,7 +245,7 @@ def test_step_drops_conditions_and_mirrors_by_the_given_stream():
     step(torch.zeros(4000, 3), labels, images=7, generator=fold_in(0))
     dropped = seen.pair.cond == 4
     assert seen.step == 7
-    assert abs(dropped.float().mean() - 0.3) < 0.036  # five standard errors
+    assert abs(dropped.float().mean() - 0.3) < 0.036  # five standard errors: false alarm 6e-7
     assert torch.equal(seen.pair.cond[~dropped], labels[~dropped])
     mirrored = step_of(seen, mirror=True)
     images = torch.arange(8.0).reshape(1, 2, 2, 2).repeat(1000, 1, 1, 1)

@@ -606,7 +606,7 @@ def test_reflow_keeps_the_law_of_the_data_and_does_not_raise_the_cost():
         costs = [(p.x1 - p.x0).norm(dim=1).pow(power) for p in (reflowed, independent)]
         error = (costs[0].var() / n + costs[1].var() / n).sqrt()
         assert costs[0].mean() < costs[1].mean() - 5 * error  # a strict gap here, false alarm 3e-7
-    # The law stays: each mode keeps its eighth (five standard errors), and its width.
+    # The law stays: each mode keeps its eighth (five standard errors: 5e-6), and its width.
     angle = torch.atan2(reflowed.x1[:, 1], reflowed.x1[:, 0])
     count = torch.bincount((angle / (math.pi / 4)).round().long() % 8, minlength=8) / n
     assert (count - 1 / 8).abs().max() < 5 * (7 / 64 / n) ** 0.5

@@ -19,7 +19,10 @@ class TimeGrid(Protocol):
 
 @dataclass(frozen=True)
 class UniformGrid:
-    """Equal steps."""
+    """Equal steps.
+
+    Cost: no network evaluation.
+    """
 
     def __call__(self, steps: int, model: FlowMap, x0: Tensor, cond: Any = None) -> Tensor:
         """K + 1 equally spaced times; neither map nor states are used."""

@@ -19,6 +19,7 @@ class Independent:
 
     Args:
         scale: standard deviation of the source.
+    Cost: no network evaluation.
     Source: Lipman, Chen, Ben-Hamu, Nickel & Le, Flow matching for generative modeling, 2022, arXiv:2210.02747, Section
         3.1 and Eq. (14).
     """

@@ -31,6 +31,7 @@ class MinibatchOT:
             of the source, and sampling, which starts from the whole source, is biased. A condition that few data of a
             batch have gains little, and one that a single datum has nothing.
         coupling: draws the sources; they must not depend on the data.
+    Cost: no network evaluation; a plan between the sources and the data of a batch.
     Source: Pooladian, Ben-Hamu, Domingo-Enrich & others, Multisample flow matching: straightening flows with minibatch
         couplings, 2023, arXiv:2304.14772; Tong, Fatras, Malkin & others, Improving and generalizing flow-based
         generative models with minibatch optimal transport, 2023, arXiv:2302.00482, OT-CFM; equal conditions: Cheng &

@@ -26,6 +26,7 @@ class OrnsteinUhlenbeck:
     Args:
         time: of the step.
         independent: make x0 from another datum of the batch, so that only the two laws are paired.
+    Cost: no network evaluation.
     Source: Xu, Cheng & Xie, Local flow matching generative models, 2024, arXiv:2410.02548. In the released code pairs
         are dependent unless asked for otherwise, the times of its eight links in the plane grow as .025 1.25^k, and
         each link starts from the weights of the one before.

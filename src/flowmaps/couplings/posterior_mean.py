@@ -32,6 +32,7 @@ class PosteriorMean:
         estimator: f, from measurements to states [B, *], trained to least square error; a module must be frozen.
         noise: standard deviation, which gives a law without density one.
         measure: (x1, generator) -> y, to degrade the data in training.
+    Cost: 1 evaluation of the estimator, in training and in sampling.
     Source: Ohayon, Michaeli & Elad, Posterior-mean rectified flow: towards minimum MSE photo-realistic image
         restoration, 2024, arXiv:2410.00418; in the released code the noise is .1, and .025 for denoising.
     Differs: the released code clips the estimate to the range of images, which is left to f.

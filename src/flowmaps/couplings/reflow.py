@@ -36,6 +36,7 @@ class Reflow:
         sampler: how it steps: its own jump, which for a mere velocity is Euler's step, or a solver.
         interpolant: the path, of which only the start is used.
         space: where the teacher's flow lives; in a box its sources are folded.
+    Cost: none for stored pairs; else the teacher's, of `steps` steps, for every batch.
     Source: Liu, Gong & Liu, Flow straight and fast: learning to generate and transfer data with rectified flow, 2022,
         arXiv:2209.03003, the reflow procedure; Liu, Zhang, Ma, Peng & Liu, InstaFlow: one step is enough for
         high-quality diffusion-based text-to-image generation, 2023, arXiv:2309.06380, with conditions.

@@ -21,6 +21,7 @@ class Ring:
 
     Args:
         dimensions: D.
+    Cost: no network evaluation; D draws for a point.
     Source: Lee, Kim & Lee, Is there a better source distribution than Gaussian? Exploring source distributions for
         image flow matching, 2025, arXiv:2512.18184, the two-dimensional simulation, with D = 3072 in the released code
         (simulations/run_whole_simulation.py).

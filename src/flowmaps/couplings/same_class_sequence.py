@@ -24,6 +24,7 @@ class SameClassSequence:
 
     Args:
         length: S.
+    Cost: no network evaluation of its own, and S times those of the loss.
     Source: Hui, Zhu, Yang & others, ARFlow: autoregressive flow with hybrid linear attention, 2025, arXiv:2501.16085,
         with sequences of 5 from one class in the released code.
     Differs: there a sequence is drawn from the whole of a class that is drawn first; here from the class's part of the

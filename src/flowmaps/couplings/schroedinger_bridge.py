@@ -37,6 +37,7 @@ class SchroedingerBridge:
         interpolant: the run's path, { name = "stochastic", power = 0.5, scale = sigma }; sigma is taken from it.
         within_conditions: exchange sources only among equal conditions; see "minibatch_ot".
         coupling: draws the sources; they must not depend on the data.
+    Cost: no network evaluation; a plan between the sources and the data of a batch.
     Source: Tong, Malkin, Fatras & others, Simulation-free Schrödinger bridges via score and flow matching, 2023,
         arXiv:2307.03672, [SF]2M with minibatches.
     Differs: a source is drawn for each datum, where the released code draws pairs with replacement; the noise is

@@ -86,6 +86,7 @@ class ARFlow(RecurrentNet):
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Cost: grows with the length of a sequence, and attention with the square of the patches of one image.
     Source: Hui, Zhu, Yang & others, ARFlow: autoregressive flow with hybrid linear attention, 2025, arXiv:2501.16085;
         details as in the released code, such as the fading of queries and the 16 that logarithms are divided by.
     Differs: two times; queries, keys and values are normalised head by head; places are learned.

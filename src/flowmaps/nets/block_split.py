@@ -17,6 +17,7 @@ class BlockSplit(nn.Module):
     Args:
         net: a network of this package with blocks that are told apart: dit, unet or edm2_unet.
         share: of the blocks that see the departure; 20 of 28 in the release.
+    Cost: of the network inside; times and condition are embedded twice.
     Source: Lee, Yu & Shin, Decoupled MeanFlow: turning flow models into flow maps for accelerated sampling, 2025,
         arXiv:2510.24474.
     Differs: for U-Nets, in which the blocks count from the first one down to the last one up: ours.

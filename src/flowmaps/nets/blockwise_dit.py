@@ -47,6 +47,7 @@ class BlockwiseDiT(RecurrentNet):
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Cost: of trunk + depth blocks, whatever the number of segments; without the trunk, of residual + depth.
     Source: Park, Lee, Joo & Kim, Blockwise flow matching: improving flow matching models for efficient high-quality
         generation, 2025, arXiv:2510.21167, and its released code. Its semantic feature guidance, which aligns the
         trunk's last tokens with those of an encoder at weight 0.05, is the loss "representation_alignment" with block

@@ -28,6 +28,7 @@ class DiT(nn.Module):
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Cost: grows with the number of patches, attention with its square.
     Source: Peebles & Xie, Scalable diffusion models with transformers, 2022, arXiv:2212.09748, Section 3.
     Differs: two times; queries and keys are normalised (Dehghani & others, Scaling vision transformers to 22 billion
         parameters, 2023, arXiv:2302.05442), which keeps tangents bounded.

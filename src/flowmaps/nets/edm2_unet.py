@@ -33,6 +33,7 @@ class EDM2UNet(nn.Module):
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Cost: grows with the pixels and with width^2, attention with the square of its places.
     Source: Karras, Aittala, Lehtinen, Hellsten, Aila & Laine, Analyzing and improving the training dynamics of
         diffusion models, 2023, arXiv:2312.02696, configuration G, Figure 21 of Appendix B.
     Differs: two times, in place of the logarithm of the noise; conditions are embedded as in the other networks here

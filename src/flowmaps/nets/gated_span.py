@@ -33,6 +33,7 @@ class GatedSpan(nn.Module):
     Args:
         net: a network of this package that embeds its times, such as mlp, dit or unet.
         gate: g at the start.
+    Cost: of the network inside; times are embedded twice.
     Source: Gu, Fang, Jiang & others, AnyFlow: any-step video diffusion model with on-policy flow map distillation,
         2026, arXiv:2605.13724, which starts from a copied embedding with a gate of 0.25.
     Differs: g is learned, and 0 at the start; the embedding of an MLP has no weights, so that its copy has none.

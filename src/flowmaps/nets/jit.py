@@ -36,6 +36,7 @@ class JiT(nn.Module):
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Cost: grows with the number of patches, attention with its square; the size of a patch hardly matters.
     Source: Li & He, Back to basics: let denoising generative models denoise, 2025, arXiv:2511.13720, Section 4.
     Differs: two times; places are learned beside the rotary ones, where the release has fixed waves; dropout after the
         gate in all blocks, there in the middle half and after projections too.

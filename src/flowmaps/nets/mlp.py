@@ -29,6 +29,7 @@ class MLP(nn.Module):
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Cost: grows with depth width^2, and with width times the dimension of a state.
     Source: for the waves of the state, Tancik et al., Fourier features let networks learn high frequency functions in
         low dimensional domains, 2020, arXiv:2006.10739, Gaussian mapping.
     """

@@ -68,6 +68,7 @@ class MMDiT(nn.Module):
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are not.
         context: width of tokens from a text encoder, when conditions are [B, L, context]; 0 when they are not.
         outputs: fields that the network gives; with more than one the result is [B, outputs, *].
+    Cost: grows with the number of patches and words together, their attention with its square.
     Source: Esser, Kulal, Blattmann & others, Scaling rectified flow transformers for high-resolution image synthesis,
         2024, arXiv:2403.03206, Section 4 and Figure 2, with normalised queries and keys as in Section 5.3.2.
     Differs: two times; no words are masked, where the released code attends to padding; the text as a whole is the mean

@@ -28,6 +28,7 @@ class Temporal(nn.Module):
         numbers: names of numbers that a condition may hold beside the label, such as "guidance".
         vocabulary: number of token ids, with 0 for no word, when conditions are texts [B, L]; 0 when they are labels.
         outputs: M; with more than one the result is [B, M, *].
+    Cost: of a perceptron for each of the M times, which one evaluation gives together.
     Source: Zheng, Nie, Vahdat, Azizzadenesheli & Anandkumar, Fast sampling of diffusion models via operator learning,
         2022, arXiv:2211.13449, there around the blocks of a U-Net.
     """

@@ -23,6 +23,7 @@ class LogSNR:
         least: noise level alpha / beta at the data end.
         most: noise level at the source end; both are cut to what the path reaches.
         interpolant: the path.
+    Cost: no network evaluation.
     Source: Lu, Zhou, Bao, Chen, Li & Zhu, DPM-Solver: a fast ODE solver for diffusion probabilistic model sampling in
         around 10 steps, 2022, arXiv:2206.00927, the uniform steps in lambda.
     Differs: the outermost levels become the ends; the range is that of the grid "power".

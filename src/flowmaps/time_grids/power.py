@@ -26,6 +26,7 @@ class Power:
         most: noise level at the source end; both are cut to what the path reaches.
         rho: power; 1 makes equal steps in sigma, 7 shorter ones close to the data; the limit is "log_snr".
         interpolant: the path.
+    Cost: no network evaluation.
     Source: Karras, Aittala, Aila & Laine, Elucidating the design space of diffusion-based generative models, 2022,
         arXiv:2206.00364, Section 3 and Eq. (5), with these defaults.
     Differs: the outermost levels become the ends; there the first step starts at `most`, and one more goes from

@@ -22,6 +22,7 @@ class Quantiles:
 
     Args:
         times: the law, the same objects as in training.
+    Cost: no network evaluation.
     Source: Esser, Kulal, Blattmann & others, Scaling rectified flow transformers for high-resolution image synthesis,
         2024, arXiv:2403.03206, whose shift of timesteps serves training and sampling.
     """

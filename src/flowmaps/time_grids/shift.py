@@ -21,6 +21,7 @@ class Shift:
     Args:
         alpha: of the shift; 1 is none, more leaves more steps to the noise.
         base: number of pixels that needs no shift; given, alpha is sqrt(m / base) for states of m pixels [B, C, *].
+    Cost: no network evaluation.
     Source: Esser, Kulal, Blattmann & others, Scaling rectified flow transformers for high-resolution image synthesis,
         2024, arXiv:2403.03206, "Resolution-dependent shifting of timestep schedules", with alpha = 3 for images of
         1024 x 1024.
