@@ -116,6 +116,8 @@ class Flow:
         """
         step = self.built_sampler("jump" if sampler is None else sampler, guidance)
         model = self.guided(guidance)
+        if cond is None:
+            self.labels(n, label, first)  # refused here, before a grid is tried on as many as it likes
         times = self.times(steps, grid, sampler=step, guidance=guidance, label=label, cond=cond)
         parts: list[Tensor] = []
         for x0, told, generator in self._starts(n, label, seed, first, batch, cond):

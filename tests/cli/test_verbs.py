@@ -337,7 +337,8 @@ def test_show_prints_the_whole_table_to_paste(kind):
         options = [*table, *", ".join(rest).split(", ")] if rest else [*table]
         assert sorted(options) == sorted(["name", *signature(find(kind, name)).parameters])
         if part:
-            assert resolve_config({part[0]: table})[part[0]] == table
+            trained = {"teacher": "run", "from_teacher": True} if getattr(find(kind, name), "needs_trained", False) else {}
+            assert resolve_config({part[0]: table} | trained)[part[0]] == table
 
 
 def test_cite_a_run(run):
