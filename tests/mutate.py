@@ -67,8 +67,12 @@ def listed() -> list[Mutation]:
 
 
 def fits(mutation: Mutation) -> bool:
-    """Whether the old text occurs exactly once, and tests are named."""
-    return (PACKAGE / mutation.file).read_text("utf-8").count(mutation.old) == 1 and bool(mutation.tests)
+    """Whether the old text occurs exactly once, and tests are named that there are."""
+    named = [word.partition("::") for word in shlex.split(mutation.tests) if word.startswith("tests")]
+    there = [
+        (ROOT / f).exists() and (not test or f"def {test}(" in (ROOT / f).read_text("utf-8")) for f, _, test in named
+    ]
+    return (PACKAGE / mutation.file).read_text("utf-8").count(mutation.old) == 1 and bool(there) and all(there)
 
 
 def check_import() -> None:
@@ -107,7 +111,7 @@ def main() -> None:
     only, every = parser.parse_args().only, listed()
     stale = [m for m in every if not fits(m)]
     for m in stale:
-        print(f"stale: the old text must occur exactly once, and tests be named: {m}")
+        print(f"stale: the old text must occur exactly once, and tests be named that there are: {m}")
     chosen = [m for m in every if only in "\n".join((m.file, m.old, m.new, m.tests))]
     if stale or not chosen:
         sys.exit(f"{len(stale)} of {len(every)} mutations are stale, {len(chosen)} chosen; nothing was run")

@@ -83,7 +83,7 @@ NEUTRAL = {
     "cfg_zero_star": ({"scale": 1.0, "still": 0.0}, True),
     "classifier": ({"scale": 0.0}, False),
     "guided_flows": ({"scale": 1.0, "steps": 48}, True),
-    "interval": ({"low": 0.9, "high": 0.9}, True),
+    "interval": ({"low": 0.91234, "high": 0.91234}, True),  # where no solver looks
     "minority": ({"scale": 0.0}, True),
     "raag": ({"scale": 1.0}, True),
     "told": ({"scale": 1.0}, True),
@@ -103,7 +103,7 @@ def test_neutral(name, sampler):
     model, (options, told) = Taking(conditional(24 if name == "guided_flows" else 4)), NEUTRAL[name]
     model = EulerMap(model) if name in REFUSED else model  # what uses velocities alone takes steps of Euler
     x, cond = torch.randn(6, 2, generator=stream()), torch.arange(6) % 3
-    rough = {"relative": 1e-3, "absolute": 1e-3} if sampler == "dormand_prince" else {}  # the same steps either way
+    rough = {"relative": 1e-2, "absolute": 1e-2} if sampler == "dormand_prince" else {}  # the same steps either way
     grid, step = torch.linspace(0, 1, 3), build("samplers", {"name": sampler} | rough)
 
     def run(model, cond):

@@ -140,7 +140,7 @@ def test_backwards_and_nowhere(spec):
 def test_samples_in_float32_with_conditions_whole_ends_and_rests(spec):
     """From 0 to 1 in a few steps, some of no length: finite, near the flow, under a condition and guidance, in the type of
     the state, and without a draw from the global stream."""
-    flow, sampler = eight_gaussians(labels=torch.arange(8) % 3, steps=24).float(), build("samplers", spec)
+    flow, sampler = eight_gaussians(labels=torch.arange(8) % 3, steps=8).float(), build("samplers", spec)
     torch.set_default_dtype(torch.float32)
     cond, x = torch.arange(6) % 3, torch.randn(6, 2, generator=stream()).float()
     grid, before = torch.tensor([0.0, 0.0, 0.1, 0.25, 0.25, 0.5, 0.75, 0.9, 1.0, 1.0]), torch.get_rng_state()
