@@ -67,8 +67,8 @@ def step_for(name):
         table = {"name": name, "critic": {"name": "distribution_matching", "critic": velocity}}
     if name == "flow_matching":
         table["times"] = "loss_second_moment"  # which learns from the losses
-    if name == "balanced":
-        table = {"name": name}  # around a loss, whose errors it weights
+    if name in ("balanced", "contrastive_flow_matching"):
+        table = {"name": name}  # around a loss, whose errors it weights; a difference, which weights would turn round
     if name == "divergence_distillation":
         model = DivergenceHead(MLP((3,), width=16, depth=2, outputs=2))
     if name == "stochastic_interpolant":

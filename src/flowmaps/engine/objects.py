@@ -184,7 +184,7 @@ def _check_fit(config: Mapping[str, Any], flow: Flow, loss: Loss, coupling: Coup
     if config["mirror"] and getattr(coupling, "own_data", False):
         raise ConfigError(
             f"mirror flips the images of the batch, and {type(coupling).__name__} has its own; set mirror to false, "
-            "and make its file from images and their mirror images."
+            "and make its file with mirror images: flowmaps prepare RECIPE mirror=true."
         )
     check_gaussian(loss, flow)
     if teacher is not None and any(m is teacher.model for _, part in parts(loss, "") for m in part.modules()):

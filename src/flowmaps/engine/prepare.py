@@ -27,7 +27,8 @@ def prepare_coupling(config: Config, *, n: int = 0, steps: int = 2000, guidance:
     """Write the file that a recipe's coupling is made from, to `coupling.stored`, or measure what it must be told.
 
     Args:
-        config: options of the run: its data as its space encodes them, its conditions, and for reflow its teacher.
+        config: options of the run: its data as its space encodes them, with their mirror images if `mirror` is true, its
+            conditions, and for reflow its teacher.
         n: number of pairs, for reflow; as many as there are data if 0.
         steps: of the ascent that fits potentials, for semidiscrete_ot.
         guidance: of the teacher, for reflow, as in `Flow.sample`.
@@ -68,7 +69,7 @@ def _pairs(config: Mapping[str, Any], file: str, x: Tensor, cond: Any, n: int, g
     teacher = load(config["teacher"], device=device)
     teacher = dataclasses.replace(teacher, model=teacher.guided(guidance))
     flow = Flow.built(config, config["shape"], config["classes"])
-    step = build_step({**config, "from_teacher": False, "lora": {}}, flow, teacher)
+    step = build_step({**config, "from_teacher": False, "lora": {}, "mirror": False}, flow, teacher)
     coupling: Any = dataclasses.replace(step.coupling, stored="")  # pyright: ignore
     order = torch.randperm(len(x), generator=fold_in(config["seed"], 2))
     some = order[torch.arange(n) % len(x)]
