@@ -27,7 +27,7 @@ def prepare_coupling(config: Config, *, n: int = 0, steps: int = 2000, guidance:
     """Write the file that a recipe's coupling is made from, to `coupling.stored`, or measure what it must be told.
 
     Args:
-        config: options of the run: its data as its space encodes them, with their mirror images if `mirror` is true, its
+        config: options of the run: its data as its space encodes them, with mirror images if `mirror` is true, its
             conditions, and for reflow its teacher.
         n: number of pairs, for reflow; as many as there are data if 0.
         steps: of the ascent that fits potentials, for semidiscrete_ot.
