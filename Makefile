@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check mutate bench bench-family docs clean
+.PHONY: demo test test-slow check mutate bench bench-family bench-speed docs clean
 
 # Train on the built-in digits, measure, and write a picture and a report.
 demo: .venv/.core
@@ -34,6 +34,8 @@ bench: bench-family
 	$(BIN)/python benchmarks/tolerance.py
 	$(BIN)/python benchmarks/likelihood.py
 	$(BIN)/python benchmarks/cost.py
+	$(BIN)/python benchmarks/cost.py --net dit --compile --losses psd,mean_flow,lsd
+	$(BIN)/python benchmarks/cost.py --net unet --compile --losses psd,mean_flow,lsd
 	$(BIN)/python benchmarks/checkerboard.py
 	$(BIN)/flowmaps bench samplers
 	$(BIN)/flowmaps bench training
@@ -43,10 +45,15 @@ bench: bench-family
 	$(BIN)/python benchmarks/rings.py
 	$(BIN)/python benchmarks/accelerators.py
 
-# Every loss at equal seconds, and at equal images.
+# Every loss at equal seconds and at equal images, and some for a minute.
 bench-family: .venv/.core
-	$(BIN)/flowmaps bench family --seconds 60
-	$(BIN)/flowmaps bench family --images 1000000
+	$(BIN)/flowmaps bench family --seconds 10 --images 400000 --data checkerboard,eight_gaussians,mixture_64,digits
+	$(BIN)/flowmaps bench family --seconds 60 --seeds 1 --out benchmarks/one_step \
+		--data two_gaussians,eight_gaussians,eight_gaussians_wide --methods lsd,mean_flow,psd,lmd,one_step_distillation
+
+# Beside the libraries of the field, in an environment of their own.
+bench-speed: .venv-speed/.ready
+	OMP_NUM_THREADS=1 .venv-speed/bin/python benchmarks/speed.py
 
 docs: .venv/.docs
 	$(BIN)/python docs/methods.py
@@ -70,5 +77,11 @@ docs: .venv/.docs
 	$(INSTALL) --editable ".[docs]"
 	touch $@
 
+.venv-speed/.ready: benchmarks/speed/requirements.txt
+	$(PYTHON) -m venv .venv-speed
+	.venv-speed/bin/pip install --quiet torch==2.13.0
+	.venv-speed/bin/pip install --quiet --requirement benchmarks/speed/requirements.txt --editable .
+	touch $@
+
 clean:
-	rm -rf .venv docs/_build docs/methods
+	rm -rf .venv .venv-speed docs/_build docs/methods

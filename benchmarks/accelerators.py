@@ -1,6 +1,6 @@
 """What sampling costs at equal error: FlowTurbo, bottleneck sampling, kept features, Euler and Heun, on digits.
 
-python benchmarks/accelerators.py [--images 200000] [--seeds 3]
+python benchmarks/accelerators.py [--images 60000] [--seeds 3]
 """
 
 import argparse
@@ -158,7 +158,7 @@ def equal_error(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--images", type=int, default=200_000)
+    parser.add_argument("--images", type=int, default=60_000)
     parser.add_argument("--seeds", type=int, default=3)
     asked = parser.parse_args()
     torch.set_num_threads(1)

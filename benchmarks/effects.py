@@ -1,6 +1,6 @@
 """What samplers, grids and guidance claim for few steps, on three trained flows of digits.
 
-python benchmarks/effects.py [--part momentum|grids|guidance] [--images 600000]
+python benchmarks/effects.py [--part momentum|grids|guidance] [--images 400000]
 """
 
 import argparse
@@ -92,7 +92,7 @@ PARTS = {"momentum": momentum, "grids": grids, "guidance": guidance}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", choices=PARTS)
-    parser.add_argument("--images", type=int, default=600_000)
+    parser.add_argument("--images", type=int, default=400_000)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     rows: dict[str, list[dict]] = {part: [] for part in PARTS if asked.part in (None, part)}

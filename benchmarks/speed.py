@@ -1,6 +1,6 @@
 """What sampling, training and coupling cost beyond the network, beside the libraries of the field, in one run.
 
-In an environment with benchmarks/speed/requirements.txt: OMP_NUM_THREADS=1 python benchmarks/speed.py [--only sampling]
+make bench-speed, or in an environment with benchmarks/speed/requirements.txt: python benchmarks/speed.py [--only sampling]
 """
 
 import argparse

@@ -108,6 +108,7 @@ def works() -> dict[str, Callable[[], Work]]:
         "checkerboard": _checkerboard,
         "two_gaussians": _two_gaussians,
         "eight_gaussians": _eight_gaussians,
+        "eight_gaussians_wide": _eight_gaussians_wide,
         "mixture_64": _mixture_64,
         "digits": _digits,
     }
@@ -123,10 +124,15 @@ def _two_gaussians() -> Work:
     return Work("two_gaussians", flow, flow.sample)
 
 
-def _eight_gaussians() -> Work:
+def _eight_gaussians(name: str = "eight_gaussians", radius: float = 2.0, std: float = 0.15) -> Work:
     angle = torch.arange(8) * math.pi / 4
-    flow = Mixture(2 * torch.stack([angle.cos(), angle.sin()], 1), 0.15)
-    return Work("eight_gaussians", flow, flow.sample)
+    flow = Mixture(radius * torch.stack([angle.cos(), angle.sin()], 1), std)
+    return Work(name, flow, flow.sample)
+
+
+def _eight_gaussians_wide() -> Work:
+    """The eight Gaussians of FFJORD's and torchcfm's examples."""
+    return _eight_gaussians("eight_gaussians_wide", 4 / math.sqrt(2), 0.5 / math.sqrt(2))
 
 
 def _mixture_64() -> Work:
