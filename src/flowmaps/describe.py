@@ -7,7 +7,7 @@ from typing import Any
 
 from .build import KINDS, find
 
-SECTIONS = ("Args", "Returns", "Raises", "Cost", "Source", "Differs")
+SECTIONS = ("Args", "Returns", "Raises", "Cost", "Source", "Differs", "Published")
 
 
 def summary(thing: Any) -> str:

@@ -66,7 +66,7 @@ def test_couplings_and_sources(names):
     assert flowmaps.load(last).starting(1000)[0].abs().max() <= 1, "the source of one's own"
 
 
-@pytest.mark.parametrize("section", ["Stochastic interpolants", "Critics"])
+@pytest.mark.parametrize("section", ["Methods as published", "Stochastic interpolants", "Critics"])
 def test_commands(section, names):
     run(section, names)
 

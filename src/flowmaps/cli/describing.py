@@ -1,8 +1,9 @@
 """Verbs that tell what there is: list, show, cite. All of it is read from the code and its docstrings."""
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,7 +41,7 @@ def list_methods(
 
 
 def show(name: Annotated[str, typer.Argument(help="A method, kind/method, or recipe.")]) -> None:
-    """Show a method: docstring, its table with all defaults, to be pasted, and file; or a recipe."""
+    """Show a method: docstring, its table with all defaults and as published, to be pasted, and file; or a recipe."""
     from ..build import find, kinds, names
     from ..engine.config import find_recipe, recipe_names
 
@@ -63,8 +64,8 @@ def show(name: Annotated[str, typer.Argument(help="A method, kind/method, or rec
         raise ValueError(f"NAME must be a method or a recipe; there is no {name!r}.{hint} See `flowmaps list`.")
     for kind in found:
         thing = find(kind, method)
-        print(f"{kind}/{method}\n\n{inspect.getdoc(thing)}\n\n{_defaults(kind, method)}")
-        print(f"# File: {inspect.getsourcefile(thing)}\n")
+        tables = (_defaults(kind, method), _published(kind, method), f"# File: {inspect.getsourcefile(thing)}\n")
+        print("\n\n".join([f"{kind}/{method}", inspect.getdoc(thing) or "", *filter(None, tables)]))
 
 
 def cite(source: Annotated[str, typer.Argument(help="Run folder, TOML file or recipe.")]) -> None:
@@ -79,19 +80,34 @@ def cite(source: Annotated[str, typer.Argument(help="Run folder, TOML file or re
 
 def _defaults(kind: str, method: str) -> str:
     """The table of a method as TOML, and as comments the options that have no place in it."""
-    from ..build import CONTEXT, KINDS, find, resolve
-    from ..engine.config import DEFAULTS, write_config
+    from ..build import CONTEXT, find, resolve
 
     table = resolve(kind, method)
-    part = [key for key in DEFAULTS if KINDS.get(key) == kind]  # a table of a run; others stand inside of one
-    lines = [write_config({part[0]: table} if part else table)]
+    lines = [_toml(kind, table)]
     open_ = {k: p for k, p in inspect.signature(find(kind, method)).parameters.items() if k not in table}
     run = [k for k in open_ if k in CONTEXT]
     needed = [k for k, p in open_.items() if p.default is p.empty and k not in run]
     rest = [k for k in open_ if k not in run + needed]
     for what, keys in (("given by the run", run), ("to be given", needed), ("nothing unless given", rest)):
         lines += [f"\n# {what}: {', '.join(keys)}"] if keys else []
-    return "".join(lines)
+    return "".join(lines).rstrip()
+
+
+def _published(kind: str, method: str) -> str:
+    """The table of a method as published, with what differs from the defaults; nothing if that is nothing."""
+    from ..engine.config import published
+
+    table = published(kind, method)
+    return f"# as published\n{_toml(kind, table).rstrip()}" if table else ""
+
+
+def _toml(kind: str, table: Mapping[str, Any]) -> str:
+    """A table as TOML, under its name in a run if it stands there; others stand inside of one."""
+    from ..build import KINDS
+    from ..engine.config import DEFAULTS, write_config
+
+    part = [key for key in DEFAULTS if KINDS.get(key) == kind]
+    return write_config({part[0]: table} if part else dict(table))
 
 
 def _recipe_title(name: str) -> str:

@@ -13,6 +13,7 @@ import tomli_w
 
 from ..build import CONTEXT, KINDS, construct, find, names, resolve
 from ..core.checks import check_choice, check_share
+from ..describe import section
 from .ema import EMA
 from .lora import LoRA
 from .schedule import Schedule
@@ -148,6 +149,13 @@ def read_value(text: str) -> Any:
         if text.strip()[:1] in ("{", "["):
             raise ConfigError(f"a value that starts with a bracket must be TOML; got {text!r}: {error}.") from error
         return text
+
+
+def published(kind: str, name: str) -> Config:
+    """The table of a method with the options under `Published:` in its docstring; empty if the defaults are these."""
+    options = section(find(kind, name), "Published").split()
+    key = next(key for key in KINDS if KINDS[key] == kind)
+    return override({key: {"name": name}}, [f"{key}.{option}" for option in options])[key] if options else {}
 
 
 def resolve_config(config: Mapping[str, Any]) -> Config:

@@ -47,15 +47,15 @@ class AlphaFlow:
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
         velocity: w; Guided folds guidance in.
-        weighting: what the error of a sample counts; AdaptivePower is the paper's.
+        weighting: what the error of a sample counts.
         jvp: how the derivative is taken at a = 0.
     Cost: on the diagonal 1 evaluation with gradient; off it 1 with gradient, and 1 without for 0 < a < 1 or 1
         derivative for a = 0; and those of `velocity`.
     Source: Zhang, Siarohin, Menapace & others, AlphaFlow: understanding and improving MeanFlow models, 2025,
         arXiv:2510.20771, the alpha-Flow loss, and the released code (src/training/loss.py).
     Differs: time reversed with respect to the paper; the schedule counts images, its default being the release's 400k
-        steps of 256; the release clips the target to 4 and always weights with AdaptivePower, without rescaling, so
-        that its offset outweighs the error where a is small.
+        steps of 256; without rescaling, as published, the offset outweighs the error where a is small.
+    Published: weighting.name=adaptive_power weighting.power=1.0 weighting.offset=1e-3 rescale=false limit=4.0
     """
 
     diagonal: float = 0.5

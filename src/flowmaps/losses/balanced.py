@@ -26,10 +26,11 @@ class Balanced:
         offset: the loss below which a sample off the diagonal counts less.
     Cost: that of the loss.
     Source: Gu, Fang, Jiang & others, AnyFlow: any-step video diffusion model with on-policy flow map distillation,
-        2026, arXiv:2605.13724, the first stage, as in the training code of FastVideo (anyflow_pretrain.py), where it
-        goes with MeanFlow at half a share, ToData(share=0.5) and Central(step=0.005).
-    Differs: the rest of that stage (weights over time, guidance, adapters) is not part of it. Like every loss of
-        relative errors it is not stationary at the truth where the target is only right on average.
+        2026, arXiv:2605.13724, the first stage, as in the training code of FastVideo (anyflow_pretrain.py).
+    Differs: the rest of that stage (weights over time, shifted times, guidance, adapters) is not part of it. Like every
+        loss of relative errors it is not stationary at the truth where the target is only right on average.
+    Published: loss.name=mean_flow loss.diagonal=0.5 loss.times.name=to_data loss.times.share=0.5 loss.jvp.name=central
+        loss.jvp.step=0.005
     """
 
     loss: Loss = MeanFlow(diagonal=0.5)

@@ -50,6 +50,7 @@ class CTM:
     Differs: linear path and our clock; times from a law in place of a grid of noise levels, and a fixed number of
         solver steps; the terms have fixed shares of the batch in place of weights by gradient norms; the square in
         place of features of LPIPS or of a classifier; the critic is one small network that learns from the start.
+    Published: critic.name=discriminator
     """
 
     teacher: FlowMap | None = None

@@ -32,15 +32,16 @@ class DecoupledMeanFlow:
         times: law of (s, t).
         diagonal_times: law of r.
         velocity: w; Guided(kappa=0.6, low=0.3) is the paper's model guidance, Teacher its distillation.
-        weighting: what either error of a sample counts. The paper's ln(e exp(-v) + 0.01) + v with a learned v equals
-            ln(e + 0.01 exp(v)), which has the gradient of AdaptivePower with power 1 and offset 0.01 exp(v).
+        weighting: what either error of a sample counts.
         jvp: how the derivative is taken.
     Cost: 2 evaluations with gradient, 1 derivative without, and those of `velocity` twice.
     Source: Lee, Yu & Shin, Decoupled MeanFlow: turning flow models into flow maps for accelerated sampling, 2025,
         arXiv:2510.24474, the training loss, and the released code (loss.py; the laws of times in train_dmf.py).
-    Differs: time reversed with respect to the paper; both terms share the noise of a sample; no learned v, which in
-        that formula only ever falls; the network whose late blocks alone see t, and its start from a flow, are not part
-        of it.
+    Differs: time reversed with respect to the paper; both terms share the noise of a sample; the paper's error,
+        ln(e exp(-v) + 0.01) + v with a learned v, equals ln(e + 0.01 exp(v)), which has the gradient of AdaptivePower
+        with offset 0.01 exp(v), but no learned v, which in that formula only ever falls; the network whose late blocks
+        alone see t, and its start from a flow, are not part of it.
+    Published: weighting.name=adaptive_power weighting.power=1.0 weighting.offset=0.01
     """
 
     interpolant: Interpolant = Linear()

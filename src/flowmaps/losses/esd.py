@@ -43,6 +43,7 @@ class ESD:
         evaluation, with "full" also 1 derivative without.
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
         2025, arXiv:2505.18825v2, Eq. (14) and (94), Algorithms 1 and 3.
+    Published: weighting.name=learned
     """
 
     diagonal: float = 0.75

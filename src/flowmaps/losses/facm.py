@@ -37,14 +37,16 @@ class FACM:
         interpolant: the path.
         times: law of s.
         velocity: w; Teacher distils, Guided folds guidance in.
-        stabiliser: T; Clamped is the paper's, which biases the fixed point unless w is a function of I_s.
-        distance: d; SquareAndCosine is the paper's.
-        weighting: what the error of the jump counts; AdaptivePower(0.5) is the paper's. The anchor is not weighted.
+        stabiliser: T; Clamped, which is published, biases the fixed point unless w is a function of I_s.
+        distance: d.
+        weighting: what the error of the jump counts. The anchor is not weighted.
         jvp: how the derivative is taken.
     Cost: 2 evaluations with gradient, 1 derivative without, and those of `velocity`.
     Source: Peng & others, Flow-anchored consistency models, 2025, arXiv:2507.03738, and the released code (losses.py).
-    Differs: the anchor is the diagonal of the map, where the release gives the flow a time code of its own, 2 - s; s is
-        uniform by default, where the release has 1 - (2 / pi) atan(exp(n)) with n ~ N(-0.8, 1.6^2).
+    Differs: the anchor is the diagonal of the map, where the release gives the flow a time code of its own, 2 - s.
+    Published: times.name=log_normal_angle times.mean=-0.8 times.std=1.6 stabiliser.name=clamped stabiliser.limit=1.0
+        distance.name=square_and_cosine distance.weight=1.0 weighting.name=adaptive_power weighting.power=0.5
+        weighting.offset=1e-3
     """
 
     power: float = 0.5

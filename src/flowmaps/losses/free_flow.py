@@ -38,14 +38,17 @@ class FreeFlow:
         interpolant: the path.
         times: law of t.
         critic_times: law of r; it must reach noise.
-        weighting: what the prediction's error of a sample counts; AdaptivePower(1) is the paper's beside a critic.
+        weighting: what the prediction's error of a sample counts.
         jvp: how the derivative is taken.
     Cost: prediction: 1 evaluation with gradient, 1 derivative and 1 evaluation of the teacher; correction: 1 evaluation
         with gradient, 1 of the teacher, 1 of the critic and 1 with gradient to train it.
     Source: Tong, Ma, Xie & Jaakkola, Flow map distillation without data, 2025, arXiv:2511.19428, the prediction and
         correction gradients.
-    Differs: r is uniform by default, LogitNormal(-0.8) the paper's; no guidance interval; the critic is trained on the
-        correcting share only; the balance takes the unweighted residual, and where nobody predicts it is `balance`.
+    Differs: no guidance interval; the critic is trained on the correcting share only; the balance takes the unweighted
+        residual, and where nobody predicts it is `balance`. Below, "mlp" stands for the critic's network, which as
+        published is like the teacher's.
+    Published: critic.name=velocity critic.net.name=mlp critic_times.name=logit_normal critic_times.mean=-0.8
+        weighting.name=adaptive_power weighting.power=1.0
     """
 
     teacher: FlowMap

@@ -39,7 +39,7 @@ class ImprovedMeanFlow:
         interpolant: the path.
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
-        weighting: what either error of a sample counts; AdaptivePower is the paper's.
+        weighting: what either error of a sample counts.
         jvp: how the derivative is taken.
     Cost: 1 evaluation with gradient; off the diagonal, or with a condition, 1 without; off it 1 derivative; with a
         condition another evaluation without.
@@ -48,6 +48,9 @@ class ImprovedMeanFlow:
         released code (imf.py).
     Differs: time reversed with respect to the paper; labels are dropped before the loss, so that v of such a sample is
         unconditional too; guidance scales are log-uniform only; conditions enter the network as our networks take them.
+        As published, offset and laws of times are MeanFlow's.
+    Published: weighting.name=adaptive_power weighting.power=1.0 weighting.offset=2.4e-6 times.name=logit_normal_pair
+        times.mean=0.4 times.std=1.0 diagonal_times.name=logit_normal diagonal_times.mean=-0.16 diagonal_times.std=0.83
     """
 
     diagonal: float = 0.5

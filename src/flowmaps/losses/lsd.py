@@ -48,9 +48,10 @@ class LSD:
         evaluation ("exact"), or 1 evaluation with gradient, 1 derivative and 1 evaluation ("stopped").
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
         2025, arXiv:2505.18825v2, Eq. (13) and (94), Algorithms 1 and 2.
-    Differs: errors are means over dimensions, theirs sums, and have no weights by default, where the paper learns them
-        (weighting "learned"); off the diagonal the network trains with dropout too, where the released code has none
-        there; route "stopped" is a variant that the paper mentions; distance and bound are ours.
+    Differs: errors are means over dimensions, theirs sums; off the diagonal the network trains with dropout too, where
+        the released code has none there; route "stopped" is a variant that the paper mentions; distance and bound are
+        ours.
+    Published: weighting.name=learned
     """
 
     diagonal: float = 0.75

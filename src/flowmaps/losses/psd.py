@@ -42,6 +42,7 @@ class PSD:
     Cost: on the diagonal 1 evaluation with gradient and those of `velocity`; off it 1 with gradient and 2 without.
     Source: Boffi, Albergo & Vanden-Eijnden, How to build a consistency model: learning flow maps via self-distillation,
         2025, arXiv:2505.18825v2, Eq. (15) and (22), Algorithms 1 and 4.
+    Published: weighting.name=learned
     """
 
     diagonal: float = 0.75

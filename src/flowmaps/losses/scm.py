@@ -41,14 +41,16 @@ class SCM:
         times: law of s.
         velocity: of the path; Teacher distils.
         stabiliser: what is done to g; Clamped is the paper's other choice.
-        warmup: images over which r rises from 0 to 1; the paper's are 10 000 steps.
-        weighting: what the error of a sample counts; Learned is the paper's.
+        warmup: images over which r rises from 0 to 1.
+        weighting: what the error of a sample counts.
         jvp: how the derivative is taken.
     Cost: 1 evaluation with gradient and 1 derivative without; and those of `velocity`.
     Source: Lu & Song, Simplifying, stabilizing and scaling continuous-time consistency models, 2024, arXiv:2410.11081,
         Eq. (6) and (8) and Section 4.2.
     Differs: time reversed with respect to the paper, and G = -F; any path, through its angle; source and data are taken
-        to have unit deviation; 1 / tan a is at most 1000; the derivative is not rearranged for half precision.
+        to have unit deviation; 1 / tan a is at most 1000; the derivative is not rearranged for half precision; no
+        warm-up by default, where the paper has one of 10 000 steps, whatever their number of images.
+    Published: weighting.name=learned
     """
 
     interpolant: Interpolant = Linear()

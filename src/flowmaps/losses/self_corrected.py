@@ -40,17 +40,19 @@ class SelfCorrected:
         reverse: weight of the step back.
         reflow: weight of the agreement on one's own samples.
         warmup: images over which the weights of both rise.
-        critic: judges the samples y; the paper's is a discriminator of weight 0.1.
+        critic: judges the samples y.
         interpolant: the path.
         times: law of t.
         target: weights that make the targets of the steps.
-        distance: of the steps; PseudoHuber(0.01, each=True) is the paper's.
+        distance: of the steps.
         weighting: what the error of a sample counts.
     Cost: 2 evaluations with gradient, 3 without, 1 of the teacher; with a critic y carries gradient too, and its own.
     Source: Dao, Phung, Dao, Metaxas & Tran, Self-corrected flow distillation for consistent one-step and few-step
         text-to-image generation, 2024, arXiv:2412.16906, the released training code (distill/flows.py).
-    Differs: the distance is the square by default; weights rise gradually where the release switches them on; as
-        published, steps are Euler's and the truncation brings in the mean of the data given the state.
+    Differs: weights rise gradually where the release switches them on, after 1000 steps of 32 images; the critic is
+        small; as published, steps are Euler's and the truncation brings in the mean of the data given the state.
+    Published: reach=0.1 truncation=0.4 warmup=32_000 critic.name=discriminator critic.weight=0.1 target.name=average
+        target.decay=0.9 distance.name=pseudo_huber distance.scale=0.01 distance.each=true
     """
 
     teacher: FlowMap

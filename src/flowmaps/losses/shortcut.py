@@ -47,8 +47,9 @@ class Shortcut:
     Source: Frans, Hafner, Levine & Abbeel, One step diffusion via shortcut models, 2024, arXiv:2410.12557, the
         self-consistency target; shares, clipping, average and guidance from the released code.
     Differs: the release gives the step of 1/128, which flow matching trains, an index beside the spans, where we have
-        the diagonal, and trains it at times on a grid; spans are drawn, not dealt out equally; the release clips to 4,
-        never drops labels off the diagonal, and uses some images of a batch twice and some not at all.
+        the diagonal, and trains it at times on a grid; spans are drawn, not dealt out equally; the release never drops
+        labels off the diagonal, and uses some images of a batch twice and some not at all.
+    Published: limit=4.0
     """
 
     diagonal: float = 0.875

@@ -40,14 +40,15 @@ class SoFlow:
         times: law of (s, t) off the diagonal.
         diagonal_times: law of t on it.
         velocity: w; Guided folds guidance in.
-        weighting: what |Q|^2 of a sample counts; AdaptivePower(0.5) is the paper's.
+        weighting: what |Q|^2 of a sample counts.
     Cost: on the diagonal 1 evaluation with gradient; off it 1 with gradient and 1 without; and those of `velocity`.
     Source: Luo, Yuan & Liu, SoFlow: solution flow models for one-step generative modeling, 2025, arXiv:2512.15657, the
         solution consistency loss.
     Differs: time reversed with respect to the paper; any path, of which the straight step leaves a curved one by
         O((l - s)^2), most where variance explodes; the loss is a square with the gradient of the release's inner
         product; fall of rho and share of the diagonal are as reported, not checked on the released code, and the fall's
-        length is ours; no guidance that fades towards noise.
+        length is ours; no guidance that fades towards noise; the paper's laws of times are not known to us.
+    Published: weighting.name=adaptive_power weighting.power=0.5
     """
 
     diagonal: float = 0.75
