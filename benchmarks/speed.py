@@ -1,6 +1,6 @@
 """What sampling, training and coupling cost beyond the network, beside the libraries of the field, in one run.
 
-make bench-speed, or in an environment with benchmarks/speed/requirements.txt: python benchmarks/speed.py [--only sampling]
+make bench-speed, or, where benchmarks/speed/requirements.txt is installed: python benchmarks/speed.py [--only sampling]
 """
 
 import argparse

@@ -167,6 +167,24 @@ def test_a_loss_that_cannot_be_compared_says_why():
         family.methods(["divergence_distillation"])
     with pytest.raises(ValueError, match="no data 'nothing'"):
         family.run(None, data=["nothing"])
+    with pytest.raises(ValueError, match="'lmd' has no other options as published"):
+        family.variants(["facm as published", "lmd as published"])
+
+
+def test_losses_are_compared_as_published_too(monkeypatch):
+    """What is built for the row of that name, before it trains, and how it is told from the defaults."""
+    built = []
+    monkeypatch.setattr(family, "build", lambda kind, table, **_: built.append((kind, table)) or 1 / 0)
+    assert {"facm", "facm as published", "lmd"} <= set(family.variants())
+    assert "lmd as published" not in family.variants()
+    for name in ("alpha_flow", "alpha_flow as published"):
+        (row,) = family.measure(name, "two_gaussians", 0, {"images": 512})
+        assert row["loss"] == name
+        assert "ZeroDivisionError" in row["failed"]
+    (_, plain), (_, published) = built
+    assert plain == {"name": "alpha_flow", **family.OPTIONS["alpha_flow"]}
+    assert published == {**plain, "weighting": published["weighting"], "rescale": False, "limit": 4.0}
+    assert published["weighting"]["name"] == "adaptive_power"
 
 
 @pytest.mark.slow

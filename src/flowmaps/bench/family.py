@@ -22,6 +22,7 @@ from ..core.types import Sampler
 from ..couplings.independent import Independent
 from ..couplings.reflow import Reflow, stored_pairs
 from ..data.digits import digits
+from ..engine.config import published
 from ..engine.schedule import Schedule
 from ..losses.flow_matching import FlowMatching
 from ..metrics.energy_distance import energy_distance
@@ -68,6 +69,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "distribution_matching": {"critic": CRITIC},
     "with_critic": {"critic": CRITIC, "warmup": 100_000},
 }
+AS_PUBLISHED = " as published"  # behind the name of a loss with the options of its paper, where its defaults are others
 # Losses that train something else than a map of one field, measured elsewhere.
 LEFT_OUT = {
     "autoregressive_flow_matching": "a velocity on sequences",
@@ -160,11 +162,21 @@ def methods(asked: Sequence[str] = ()) -> list[str]:
     return list(asked) or known
 
 
+def variants(asked: Sequence[str] = ()) -> list[str]:
+    """The losses that are compared, and again as published where that is something else."""
+    if not asked:
+        return methods() + [m + AS_PUBLISHED for m in methods() if published("losses", m)]
+    for name, base in zip(asked, methods([name.removesuffix(AS_PUBLISHED) for name in asked]), strict=True):
+        if name != base and not published("losses", base):
+            raise ValueError(f"the loss {base!r} has no other options as published. Ask for {base!r}.")
+    return list(asked)
+
+
 def measure(method: str, work_name: str, seed: int, budget: Mapping[str, int]) -> list[dict[str, Any]]:
     """Train one loss on one data set and measure it when each budget is spent: a row for each.
 
     Args:
-        method: name of the loss.
+        method: name of the loss, with AS_PUBLISHED behind it for the options of its paper.
         work_name: name of the data.
         seed: of everything.
         budget: {"seconds": processor time, "images": number}, one or both.
@@ -172,7 +184,8 @@ def measure(method: str, work_name: str, seed: int, budget: Mapping[str, int]) -
     work, x0, exact = _prepared(work_name)
     shape = tuple(x0.shape[1:])
     torch.manual_seed(seed)
-    table = {"name": method, **OPTIONS.get(method, {})}
+    name = method.removesuffix(AS_PUBLISHED)
+    table = {"name": name, **OPTIONS.get(name, {}), **(published("losses", name) if name != method else {})}
     training = TRAINING if len(budget) == 1 else replace(TRAINING, schedule=Schedule(decay="constant"))
 
     def spent(now: Outcome, unit: str) -> float:
@@ -182,7 +195,7 @@ def measure(method: str, work_name: str, seed: int, budget: Mapping[str, int]) -
     left = list(budget)
     try:
         loss = build("losses", table, teacher=_Teacher(work), shape=shape, classes=0, interpolant=Linear())
-        coupling = _pairs(work_name) if method == "one_step_distillation" else Independent()
+        coupling = _pairs(work_name) if name == "one_step_distillation" else Independent()
         net = _network(shape, work.width)
         for now in training.steps(
             loss, work.draw, net, share=lambda now: min(spent(now, u) for u in budget), coupling=coupling, seed=seed
@@ -193,7 +206,7 @@ def measure(method: str, work_name: str, seed: int, budget: Mapping[str, int]) -
                 row |= {"training steps": now.steps}
                 row |= {"seconds": now.seconds, "ms per step": 1000 * now.seconds / now.steps}
                 row |= {"passes per image": now.passes, "skipped": now.skipped}
-                rows.append(row | _quality(now.model, work, SAMPLED.get(method, "jump"), x0, exact, seed))
+                rows.append(row | _quality(now.model, work, SAMPLED.get(name, "jump"), x0, exact, seed))
     except Exception as error:  # a method that fails is a row that says so, not the end of a table
         failed = f"{type(error).__name__}: {error}"[:200]
         rows += [{"loss": method, "seed": seed, "equal": u, "budget": budget[u], "failed": failed} for u in left]
@@ -285,7 +298,7 @@ def run(
         now = [row for row in rows if row["budget"] == budget.get(row["equal"])]
         every = [row for row in rows if row not in now or row["loss"] not in asked]
         found = {(row["loss"], row["seed"]) for row in now if row in every}
-        jobs = [(m, name, i, budget) for i in range(seeds) for m in methods(asked) if (m, i) not in found]
+        jobs = [(m, name, i, budget) for i in range(seeds) for m in variants(asked) if (m, i) not in found]
         for new in in_parallel(measure, jobs):
             every = sorted([*every, *({**row, "commit": commit()} for row in new)], key=_order)
             write_rows(file, every)
@@ -303,18 +316,21 @@ def run(
 
 def overview(out: Path, unit: str, value: int) -> None:
     """One table of all data sets at one budget: means, the best of each column bold, by the mean rank in one step."""
-    losses, columns, commits = methods(), dict[str, dict[str, float]](), set[str]()
+    columns, commits, found = dict[str, dict[str, float]](), set[str](), set[str]()
     for name in works():
         rows = [row for row in read_rows(out / f"{name}.csv") if row["equal"] == unit and row["budget"] == value]
         commits |= {row["commit"] for row in rows}
+        found |= {row["loss"] for row in rows}
         what = "error" if any("error 1" in row for row in rows) else "energy"
         for k in OVERVIEW if rows else ():
             kept = [row for row in rows if f"{what} {k}" in row and not row.get("diverged")]
             columns[f"{name} {k}"] = {
                 m: fmean(row[f"{what} {k}"] for row in kept if row["loss"] == m)
-                for m in losses
+                for m in variants()
                 if any(row["loss"] == m for row in kept)
             }
+
+    losses = [m for m in variants() if m in found]
 
     def rank(loss: str) -> float:
         first = [c for name, c in columns.items() if name.endswith(" 1")]
@@ -324,11 +340,14 @@ def overview(out: Path, unit: str, value: int) -> None:
         text = f"{column[loss]:.3g}" if loss in column else ""
         return f"**{text}**" if text and column[loss] == min(column.values()) else text
 
-    taught = {m for m in losses if m in TAUGHT or "teacher" in signature(find("losses", m)).parameters}
+    def teacher(loss: str) -> str:
+        return "yes" if loss in TAUGHT or "teacher" in signature(find("losses", loss)).parameters else ""
+
     table = [
-        {"loss": f"`{m}`", "teacher": "yes" if m in taught else ""}
+        {"loss": m.replace(base, f"`{base}`"), "teacher": teacher(base)}
         | {name: cell(m, column) for name, column in columns.items()}
         for m in sorted(losses, key=rank)
+        for base in [m.removesuffix(AS_PUBLISHED)]
     ]
     title = f"# The family after {value:,} {unit} of each training"
     about = f"{title}\n\n{ABOUT}. Digits: energy K, others: error K; blank: diverged, or not to be had"
@@ -345,8 +364,8 @@ ABOUT = (
     "samples. KL K: histogram of data to "
     f"histogram of {SAMPLES:,} samples, 50 x 50 cells, nats. passes per image: samples through the network in "
     "one step over the batch, derivatives counted once. diverged: trainings whose samples, in any number of steps, "
-    f"are more than {FAR:g} times as large as the data, root mean square. Every loss with its default options, the "
-    "same MLP, Adam, batch 512, averaged weights; teachers "
+    f"are more than {FAR:g} times as large as the data, root mean square. Every loss with its default options, and as "
+    "published where these are others, the same MLP, Adam, batch 512, averaged weights; teachers "
     "have the exact velocity, and jump by two Runge-Kutta steps of it; on the digits, where none is exact, the teacher "
     f"is flow matching after {TEACHER_IMAGES:,} images. one_step_distillation regresses on {PAIRS:,} stored pairs of "
     "the teacher. Mean ± standard deviation over the seeds that did not diverge"
