@@ -26,7 +26,7 @@ from flowmaps.couplings.independent import Independent
 from flowmaps.couplings.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from flowmaps.data.digits import digits
 from flowmaps.engine.autoencoder import train_autoencoder
-from flowmaps.engine.config import find_recipe, override, read_config, resolve_config
+from flowmaps.engine.config import Config, find_recipe, override, read_config, resolve_config
 from flowmaps.engine.train import train as run
 from flowmaps.flow import load
 from flowmaps.losses.contrastive_flow_matching import ContrastiveFlowMatching
@@ -58,8 +58,8 @@ segment the trunk's features are approximated by one block, trained on 25,000 im
 steps, MFLOPs N: millions of FLOPs per step and image; energy N: energy distance to held-out digits over its floor.""",
     "latent": """# Latents against pixels at equal seconds
 
-Digits, class by class, MLP of width 256, about 60 processor seconds of training each, whose number of images a trial of
-50,000 predicts; seconds: what was used, the autoencoder's training included. Energy distance to held-out digits over
+Digits, class by class, MLP of width 256, about 60 processor seconds of training each, whose number of images two short
+trials predict; seconds: what was used, the autoencoder's training included. Energy distance to held-out digits over
 its floor after N steps of Heun; autoencoder: that of decoded held-out digits.""",
 }
 
@@ -191,6 +191,12 @@ def blocks(seed: int) -> list[dict]:
     return rows
 
 
+def timed(config: Config, images: int, folder: Path) -> tuple[Path, float]:
+    """A run, and the processor seconds that it took."""
+    began = time.process_time()
+    return run(override(config, [f"images={images}"]), folder, quiet=True), time.process_time() - began
+
+
 def latent(seed: int, seconds: float = 60.0) -> list[dict]:
     """A flow of latents, its autoencoder's training counted, against one of pixels."""
     rows, data, held = [], digits().x, digits("test").x
@@ -201,17 +207,15 @@ def latent(seed: int, seconds: float = 60.0) -> list[dict]:
         inside = override(
             plain, ["space.name=latent", "space.autoencoder.name=convolutional", f"space.autoencoder.path={file}"]
         )
+        timed(plain, 10_000, Path(folder) / "warm")  # imports and caches
         began = time.process_time()
         train_autoencoder(resolve_config(inside), images=60_000, quiet=True)
         spent = {"pixels": 0.0, "latents": time.process_time() - began}
         for name, config in (("pixels", plain), ("latents", inside)):
-            trial = time.process_time()
-            run(override(config, ["images=50_000"]), Path(folder) / f"{name}-trial", quiet=True)
-            images = int(50_000 * (seconds - spent[name]) / (time.process_time() - trial))
-            began = time.process_time()
-            trained = run(override(config, [f"images={images}"]), Path(folder) / name, quiet=True)
-            used = spent[name] + time.process_time() - began
-            flow = load(trained)
+            few, many = (timed(config, n, Path(folder) / f"{name}-{n}")[1] for n in (10_000, 60_000))
+            images = 10_000 + int(50_000 * (seconds - spent[name] - few) / (many - few))
+            trained, used = timed(config, images, Path(folder) / name)
+            flow, used = load(trained), used + spent[name]
             row = {"method": name, "seed": seed, "images": images, "autoencoder seconds": spent[name], "seconds": used}
             with torch.no_grad():
                 decoded = flow.space.decode(flow.space.encode(held, generator=fold_in(1)))
