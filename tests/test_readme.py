@@ -27,6 +27,12 @@ def test_links_lead_somewhere(page):
         assert generated or target.startswith("http") or (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.name)
+def test_included_files_exist(page):
+    for target in re.findall(r"^```\{include\} (\S+)", page.read_text("utf-8"), re.MULTILINE):
+        assert (page.parent / target).exists(), target
+
+
 def test_verbs_and_options_exist():
     text = "\n".join(p.read_text("utf-8") for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
     for line in re.findall(r"^flowmaps (.+?)(?:\s+#.*)?$", text, re.MULTILINE):
