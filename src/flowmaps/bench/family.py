@@ -373,13 +373,14 @@ ABOUT = (
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path, title: str) -> None:
-    """Error, or where there is none energy distance, against evaluations, a line per method."""
+    """Error, or where there is none energy distance, against evaluations, a line per method with its defaults."""
     from matplotlib.figure import Figure
 
     figure = Figure((9, 6), layout="constrained")
     axis = figure.subplots()
     what = "error" if any("error 1" in row for row in rows) else "energy"
-    for i, name in enumerate(dict.fromkeys(row["loss"] for row in rows)):
+    shown = dict.fromkeys(row["loss"] for row in rows if not row["loss"].endswith(AS_PUBLISHED))  # too many lines else
+    for i, name in enumerate(shown):
         group = [row for row in rows if row["loss"] == name and not row.get("diverged", 1)]
         points = [(k, [r[f"{what} {k}"] for r in group]) for k in STEPS if group and f"{what} {k}" in group[0]]
         if points:
