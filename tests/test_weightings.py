@@ -33,7 +33,7 @@ def test_adaptive_power(power, want):
 def test_learned_weight_settles_at_the_log_of_the_mean_error():
     """On and off the diagonal, each for itself."""
     torch.manual_seed(0)
-    weighting, g = Learned(4), stream()
+    weighting, g = Learned(4, separate=True), stream()
     optimizer = torch.optim.Adam(weighting.parameters(), 0.02)
     for _ in range(1500):
         s, t = torch.rand(2, 256, generator=g).sort(0).values
@@ -50,6 +50,18 @@ def test_learned_weight_settles_at_the_log_of_the_mean_error():
     error = want[:2].exp().requires_grad_()
     (slope,) = torch.autograd.grad(weighting(error, s[:2], t[:2]).sum(), error)
     assert (slope * error - 1).abs().max() < 0.3
+
+
+def test_learned_weight_is_continuous_unless_separate():
+    """At random weights: next to the diagonal it is what it is on it, to first order in the span, or it is not."""
+    torch.manual_seed(0)
+    s = torch.tensor([0.2, 0.5, 0.7])
+    for separate in (False, True):
+        weighting = Learned(4, separate)
+        for p in weighting.parameters():
+            torch.nn.init.normal_(p)
+        gap = (weighting.log_variance(s, s) - weighting.log_variance(s, s + 1e-3)).abs()
+        assert bool((gap < 1e-2).all()) != separate
 
 
 def test_bad_options():
