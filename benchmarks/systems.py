@@ -58,8 +58,8 @@ segment the trunk's features are approximated by one block, trained on 25,000 im
 steps, MFLOPs N: millions of FLOPs per step and image; energy N: energy distance to held-out digits over its floor.""",
     "latent": """# Latents against pixels at equal seconds
 
-Digits, class by class, MLP of width 256, about 60 processor seconds of training each, whose number of images two short
-trials predict; seconds: what was used, the autoencoder's training included. Energy distance to held-out digits over
+Digits, class by class, MLP of width 256, about 60 processor seconds of training each, whose number of images is found
+by trials; seconds: what was used, the autoencoder's training included. Energy distance to held-out digits over
 its floor after N steps of Heun; autoencoder: that of decoded held-out digits.""",
 }
 
@@ -212,9 +212,12 @@ def latent(seed: int, seconds: float = 60.0) -> list[dict]:
         train_autoencoder(resolve_config(inside), images=60_000, quiet=True)
         spent = {"pixels": 0.0, "latents": time.process_time() - began}
         for name, config in (("pixels", plain), ("latents", inside)):
-            few, many = (timed(config, n, Path(folder) / f"{name}-{n}")[1] for n in (10_000, 60_000))
-            images = 10_000 + int(50_000 * (seconds - spent[name] - few) / (many - few))
-            trained, used = timed(config, images, Path(folder) / name)
+            images, goal, (_, few) = 200_000, seconds - spent[name], timed(config, 10_000, Path(folder) / f"{name}-few")
+            for k in range(4):
+                trained, used = timed(config, images, Path(folder) / f"{name}-{k}")
+                if abs(used - goal) < 0.05 * goal:
+                    break
+                images = 10_000 + int((images - 10_000) * (goal - few) / (used - few))
             flow, used = load(trained), used + spent[name]
             row = {"method": name, "seed": seed, "images": images, "autoencoder seconds": spent[name], "seconds": used}
             with torch.no_grad():
