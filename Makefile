@@ -81,6 +81,7 @@ docs: .venv/.docs
 	$(PYTHON) -m venv .venv-speed
 	.venv-speed/bin/pip install --quiet torch==2.13.0
 	.venv-speed/bin/pip install --quiet --requirement benchmarks/speed/requirements.txt --editable .
+	.venv-speed/bin/pip uninstall --quiet --yes torchvision  # not needed, and made for another build of torch
 	touch $@
 
 clean:
