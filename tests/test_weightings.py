@@ -53,7 +53,8 @@ def test_learned_weight_settles_at_the_log_of_the_mean_error():
 
 
 def test_learned_weight_is_continuous_unless_separate():
-    """At random weights: next to the diagonal it is what it is on it, to first order in the span, or it is not."""
+    """At random weights: next to the diagonal it is what it is on it, or it is not: over a span of 1e-3 cosines of
+    at most 3 pi change by 5e-5, times sixteen normal weights."""
     torch.manual_seed(0)
     s = torch.tensor([0.2, 0.5, 0.7])
     for separate in (False, True):

@@ -133,7 +133,7 @@ def _eight_gaussians(name: str = "eight_gaussians", radius: float = 2.0, std: fl
 
 
 def _eight_gaussians_wide() -> Work:
-    """The eight Gaussians of FFJORD's and torchcfm's examples."""
+    """The eight Gaussians of FFJORD's examples."""
     return _eight_gaussians("eight_gaussians_wide", 4 / math.sqrt(2), 0.5 / math.sqrt(2))
 
 
@@ -304,7 +304,7 @@ def run(
             write_rows(file, every)
         for unit, value in budget.items():
             rows = [row for row in every if (row["equal"], row["budget"]) == (unit, value)]
-            title = f"{name}, {value:,} {unit} for each loss, {seeds} seeds"
+            title = f"{name}, {value:,} {unit} for each loss, {_seeds(rows)}"
             rate = "constant rate" if len(budget) > 1 else "rate decayed"
             commits = ", ".join(sorted({row["commit"] for row in rows}))
             about = f"# {title}\n\n{ABOUT}, {rate}."
@@ -314,9 +314,15 @@ def run(
         overview(out, unit, value)
 
 
+def _seeds(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How many trainings of each loss the rows hold, in words."""
+    counts = sorted({sum(row["loss"] == loss for row in rows) for loss in {row["loss"] for row in rows}})
+    return " or ".join(map(str, counts)) + (" seed" if counts == [1] else " seeds")
+
+
 def overview(out: Path, unit: str, value: int) -> None:
     """One table of all data sets at one budget: means, the best of each column bold, by the mean rank in one step."""
-    columns, commits, found = dict[str, dict[str, float]](), set[str](), set[str]()
+    every, columns, commits, found = variants(), dict[str, dict[str, float]](), set[str](), set[str]()
     for name in works():
         rows = [row for row in read_rows(out / f"{name}.csv") if row["equal"] == unit and row["budget"] == value]
         commits |= {row["commit"] for row in rows}
@@ -326,11 +332,11 @@ def overview(out: Path, unit: str, value: int) -> None:
             kept = [row for row in rows if f"{what} {k}" in row and not row.get("diverged")]
             columns[f"{name} {k}"] = {
                 m: fmean(row[f"{what} {k}"] for row in kept if row["loss"] == m)
-                for m in variants()
+                for m in every
                 if any(row["loss"] == m for row in kept)
             }
 
-    losses = [m for m in variants() if m in found]
+    losses = [m for m in every if m in found]
 
     def rank(loss: str) -> float:
         first = [c for name, c in columns.items() if name.endswith(" 1")]

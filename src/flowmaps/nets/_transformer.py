@@ -1,14 +1,36 @@
 """What the transformers share: patches, places, and blocks that are told through adaptive norms."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_image
+from ..core.checks import check_block, check_image
 from ._embedding import wave_features
+
+
+class KeepsTokens(nn.Module, ABC):
+    """A network of images whose `run` notes down the image's tokens after each of its `blocks`."""
+
+    blocks: nn.ModuleList
+
+    @abstractmethod
+    def run(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, kept: list[Tensor]) -> Tensor:
+        """The result [B, C, H, W]; the image's tokens after each block are appended to `kept`."""
+
+    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
+        """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
+        return self.run(x, s, t, cond, [])
+
+    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
+        """The result, and the image's tokens [B, places, width] after the block of that number, from 1 on."""
+        check_block(block, len(self.blocks))
+        kept: list[Tensor] = []
+        return self.run(x, s, t, cond, kept), kept[block - 1]
 
 
 def patched(shape: Sequence[int], patch: int, width: int, heads: int) -> tuple[int, int]:

@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_block
 from ._embedding import Condition, TwoTimes
-from ._transformer import Block, Leave, patched, places, rotations, to_image, to_tokens
+from ._transformer import Block, KeepsTokens, Leave, patched, places, rotations, to_image, to_tokens
 
 __all__ = ["JiT"]
 
 
-class JiT(nn.Module):
+class JiT(KeepsTokens):
     """net(x, s, t, label) for images: just an image transformer, to be used with the map "data_prediction".
 
     Patches pass a bottleneck on their way in: data lie near few dimensions, and noise, which fills all, need not get
@@ -62,17 +61,7 @@ class JiT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, ratio, dropout, modern=True) for _ in range(depth))
         self.leave = Leave(width, width, pixels * outputs, modern=True)
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
-        return self._run(x, s, t, cond, [])
-
-    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
-        """The result, and the image's tokens [B, places, width] after the block of that number, from 1 on."""
-        check_block(block, len(self.blocks))
-        kept: list[Tensor] = []
-        return self._run(x, s, t, cond, kept), kept[block - 1]
-
-    def _run(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, kept: list[Tensor]) -> Tensor:
+    def run(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, kept: list[Tensor]) -> Tensor:
         """The result; the image's tokens after each block are appended to `kept`."""
         label = self.labels(cond, len(x))
         c = F.silu(self.times(s, t) + label)[:, None]

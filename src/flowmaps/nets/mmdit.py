@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.checks import check_block
 from ._embedding import Condition, TwoTimes
-from ._transformer import Block, Leave, apart, joined, patched, places, to_image, to_tokens, zero_linear
+from ._transformer import Block, KeepsTokens, Leave, apart, joined, patched, places, to_image, to_tokens, zero_linear
 
 __all__ = ["MMDiT"]
 
@@ -49,7 +48,7 @@ class _Last(nn.Module):
         return self.image.finish(x, joined(F.scaled_dot_product_attention(q, k, v, mask)), told), y
 
 
-class MMDiT(nn.Module):
+class MMDiT(KeepsTokens):
     """net(x, s, t, text) for images: patches and words in two streams of their own, joined by attention.
 
     A condition is a text: token ids, or tokens that a text encoder has made, of which those of zeros are no words. A
@@ -92,17 +91,7 @@ class MMDiT(nn.Module):
         self.blocks = nn.ModuleList(kind(width, heads, ratio, dropout) for kind in kinds)
         self.leave = Leave(width, width, shape[0] * outputs * patch**2)
 
-    def forward(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """X [B, C, H, W], s [B], t [B], condition -> [B, C, H, W]."""
-        return self._run(x, s, t, cond, [])
-
-    def with_features(self, x: Tensor, s: Tensor, t: Tensor, cond: Any = None, block: int = 1) -> tuple[Tensor, Tensor]:
-        """The result, and the image's tokens [B, places, width] after the block of that number, from 1 on."""
-        check_block(block, len(self.blocks))
-        kept: list[Tensor] = []
-        return self._run(x, s, t, cond, kept), kept[block - 1]
-
-    def _run(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, kept: list[Tensor]) -> Tensor:
+    def run(self, x: Tensor, s: Tensor, t: Tensor, cond: Any, kept: list[Tensor]) -> Tensor:
         """The result; the image's tokens after each block are appended to `kept`."""
         c = F.silu(self.times(s, t) + self.labels(cond, len(x)))[:, None]
         words, said = self.labels.tokens(cond, len(x))
