@@ -171,6 +171,13 @@ def test_a_loss_that_cannot_be_compared_says_why():
         family.variants(["facm as published", "lmd as published"])
 
 
+def test_a_table_says_how_many_trainings_it_holds():
+    rows = [{"loss": "lsd", "seed": i} for i in range(3)]
+    assert family._seeds(rows) == "3 seeds"
+    assert family._seeds([*rows, {"loss": "psd", "seed": 0}]) == "1 or 3 seeds"
+    assert family._seeds(rows[:1]) == "1 seed"
+
+
 def test_losses_are_compared_as_published_too(monkeypatch):
     """What is built for the row of that name, before it trains, and how it is told from the defaults."""
     built = []

@@ -367,14 +367,13 @@ def _order(row: Mapping[str, Any]) -> tuple[str, int, str, int]:
 ABOUT = (
     f"error K: K-step map against the exact map of {POINTS:,} points, relative root mean square (1 is no better than "
     "the mean of the data). energy K: energy distance over that of two sets of data. sliced W2 K: of as many "
-    "samples. KL K: histogram of data to "
-    f"histogram of {SAMPLES:,} samples, 50 x 50 cells, nats. passes per image: samples through the network in "
-    "one step over the batch, derivatives counted once. diverged: trainings whose samples, in any number of steps, "
-    f"are more than {FAR:g} times as large as the data, root mean square. Every loss with its default options, and as "
-    "published where these are others, the same MLP, Adam, batch 512, averaged weights; teachers "
-    "have the exact velocity, and jump by two Runge-Kutta steps of it; on the digits, where none is exact, the teacher "
-    f"is flow matching after {TEACHER_IMAGES:,} images. one_step_distillation regresses on {PAIRS:,} stored pairs of "
-    "the teacher. Mean ± standard deviation over the seeds that did not diverge"
+    f"samples. KL K: histogram of data to histogram of {SAMPLES:,} samples, 50 x 50 cells, nats. passes per image: "
+    "samples through the network in one step over the batch, derivatives counted once. diverged: trainings whose "
+    f"samples, in any number of steps, are more than {FAR:g} times as large as the data, root mean square. Every loss "
+    "with its default options, and as published where these are others, the same MLP, Adam, batch 512, averaged "
+    "weights; teachers have the exact velocity, and jump by two Runge-Kutta steps of it; on the digits, where none is "
+    f"exact, the teacher is flow matching after {TEACHER_IMAGES:,} images. one_step_distillation "
+    f"regresses on {PAIRS:,} stored pairs of the teacher. Mean ± standard deviation over the seeds that did not diverge"
 )
 
 
